@@ -1,0 +1,1 @@
+"""Studies and records, run as `python -m dynamic_confidence.benchmarks.<name>`."""

@@ -1,0 +1,1 @@
+"""Networks, activation quantisers, neurons and checkpoints."""

@@ -1,0 +1,121 @@
+"""The ONNX Runtime engine: buffers bound once, two sets of states swapped, no copy per step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engine import StepOutput
+from ..errors import BackendMissing, DynamicConfidenceError
+from ..manifest import Dim, Manifest
+from ..onnx_file import read_onnx
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+class OnnxRuntimeEngine:
+    """Runs an exported .onnx on the CPU. See `runtime.engine.Engine`.
+
+    A state's input and output never share a buffer (that is silently wrong when the graph reads the input after it
+    wrote the output), so there are two sets of state buffers and two bindings: set 0 -> 1, then 1 -> 0.
+    """
+
+    def __init__(self, path: Path, *, batch: int, threads: int | None, optimize: bool) -> None:
+        model, self.manifest = read_onnx(path)
+        self.batch = batch
+        self._session = _session(model.SerializeToString(), path, threads, optimize)
+        _check_signature(self._session, self.manifest, path)
+        manifest = self.manifest
+        self._input = np.zeros(_shape(manifest.input.shape, batch), np.uint8)
+        self._scale = np.ones((), np.float32)
+        self._states = [[np.empty(_shape(s.shape, batch), np.float32) for s in manifest.states] for _ in range(2)]
+        self._outputs = {o.name: np.empty(_shape(o.shape, batch), o.dtype) for o in manifest.outputs}
+        self._result = StepOutput(**{name: self._outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
+        self._bindings = [self._bind(source, 1 - source) for source in range(2)]
+        self._source = 0
+
+    def __enter__(self) -> OnnxRuntimeEngine:
+        self.reset(self.manifest.calibration.scale)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The bindings hold raw pointers into our buffers: they go before the buffers do.
+        self._bindings.clear()
+
+    def reset(self, scale: float) -> None:
+        self._scale[...] = scale
+        self._source = 0
+        for buffer, state in zip(self._states[0], self.manifest.states, strict=True):
+            buffer.fill(state.initial)
+
+    def step(self, pixels: np.ndarray | None = None) -> StepOutput:
+        if pixels is not None:
+            np.copyto(self._input, pixels, casting="no")
+        self._session.run_with_iobinding(self._bindings[self._source])
+        self._source = 1 - self._source
+        return self._result
+
+    def _bind(self, source: int, target: int) -> onnxruntime.IOBinding:
+        manifest, binding = self.manifest, self._session.io_binding()
+
+        def bind(bind_one: Any, name: str, buffer: np.ndarray) -> None:
+            bind_one(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+
+        bind(binding.bind_input, manifest.input.name, self._input)
+        bind(binding.bind_input, manifest.scale_input, self._scale)
+        for index, state in enumerate(manifest.states):
+            bind(binding.bind_input, state.input, self._states[source][index])
+            bind(binding.bind_output, state.output, self._states[target][index])
+        for name, buffer in self._outputs.items():
+            bind(binding.bind_output, name, buffer)
+        return binding
+
+
+def _session(content: bytes, path: Path, threads: int | None, optimize: bool) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing(
+            f"{path}: ONNX Runtime is not installed. Install it with `pip install 'dynamic-confidence[cpu]'`."
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        # From bytes, not from the path: a session that knows no path cannot read other files.
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class; the cause is kept
+        raise DynamicConfidenceError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}. "
+            "Export the network again with `dc-export model.pt`."
+        ) from error
+
+
+def _shape(shape: tuple[Dim, ...], batch: int) -> tuple[int, ...]:
+    return tuple(batch if dim == "N" else int(dim) for dim in shape)
+
+
+def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest, path: Path) -> None:
+    expected = {manifest.input.name: manifest.input.shape, manifest.scale_input: ()}
+    expected |= {state.input: state.shape for state in manifest.states}
+    results = {state.output: state.shape for state in manifest.states} | {o.name: o.shape for o in manifest.outputs}
+    for what, nodes, wanted in (
+        ("inputs", session.get_inputs(), expected),
+        ("outputs", session.get_outputs(), results),
+    ):
+        found = {node.name: tuple(node.shape) for node in nodes}
+        if found != wanted:
+            odd = sorted(set(found.items()) ^ set(wanted.items()))[0]
+            raise DynamicConfidenceError(
+                f"{path}: the graph's {what} are not those of its manifest: '{odd[0]}' {list(odd[1])} is on one side "
+                "only. Export the network again with `dc-export model.pt`."
+            )

@@ -1,0 +1,1 @@
+"""Training, import, ANN-to-SNN conversion, ONNX export and their commands."""

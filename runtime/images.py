@@ -1,0 +1,194 @@
+"""Image input: files, folders and arrays become uint8 pixels `[channel, height, width]` by the manifest's preprocessing."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import DynamicConfidenceError
+from .manifest import Preprocessing
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One input: uint8 pixels `[channel, height, width]`, and its class index where the data says it."""
+
+    name: str
+    pixels: np.ndarray
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One input that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+def pixels_from_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """Decode, orient, convert, resize and crop an image file to uint8 `[channel, height, width]`.
+
+    Raises: DynamicConfidenceError when the file is not a readable image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert(preprocessing.color)
+    except (*_BROKEN_IMAGE, Image.DecompressionBombError) as error:
+        raise DynamicConfidenceError(f"{path}: not a readable image ({error}).") from error
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    height, width = preprocessing.height, preprocessing.width
+    if preprocessing.resize_shorter_side is None:
+        image = image if image.size == (width, height) else image.resize((width, height), resampling)
+    else:
+        factor = preprocessing.resize_shorter_side / min(image.size)
+        image = image.resize((round(image.width * factor), round(image.height * factor)), resampling)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    pixels = np.asarray(image, np.uint8)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def pixels_from_array(array: np.ndarray, preprocessing: Preprocessing, source: str) -> np.ndarray:
+    """Check an array and return it as uint8 `[N, channel, height, width]`.
+
+    Accepts one image or a stack of them, channels first or last; a grey image may leave its channel out. Arrays are
+    never resized or converted: their values must be pixels already.
+    Raises: DynamicConfidenceError with the expected shape and type.
+    """
+    channels, height, width = preprocessing.shape
+    wanted = f"uint8 pixels 0..255 of shape [N, {channels}, {height}, {width}] or [N, {height}, {width}, {channels}]"
+    if array.dtype != np.uint8:
+        nan = np.issubdtype(array.dtype, np.floating) and bool(np.isnan(array).any())
+        raise DynamicConfidenceError(
+            f"{source}: got {array.dtype} values{', NaN among them' if nan else ''}, expected {wanted}. The normalisation is "
+            "part of the network: give it the pixels as they are."
+        )
+    for layout, axes in (
+        ((channels, height, width), (0, 1, 2, 3)),
+        ((height, width, channels), (0, 3, 1, 2)),
+        *((((height, width), None),) if channels == 1 else ()),
+    ):
+        if array.shape[-len(layout) :] == layout and array.ndim - len(layout) in (0, 1):
+            stack = array if array.ndim > len(layout) else array[None]
+            return np.ascontiguousarray(stack[:, None] if axes is None else stack.transpose(axes))
+    raise DynamicConfidenceError(
+        f"{source}: got an array of shape {list(array.shape)}, expected {wanted}. Image files are resized; arrays are not."
+    )
+
+
+def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a .npy, or the images (`image`, `images`, `x`, or the only array) and labels (`label`, `labels`, `y`) of a .npz.
+
+    Raises: DynamicConfidenceError when the file is broken, holds Python objects, or has no such arrays.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        with loaded:
+            names = loaded.files
+            image = next((name for name in ("image", "images", "x") if name in names), None)
+            label = next((name for name in ("label", "labels", "y") if name in names), None)
+            if image is None and len(names) == 1:
+                image = names[0]
+            if image is None:
+                raise DynamicConfidenceError(f"{path}: holds {names}, expected an array named 'image' (and 'label').")
+            return loaded[image], None if label is None else loaded[label]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DynamicConfidenceError(f"{path}: not a readable .npy or .npz file ({error}).") from error
+
+
+def iterate_samples(
+    paths: Sequence[Path], preprocessing: Preprocessing, class_names: Sequence[str]
+) -> Iterator[Sample | Broken]:
+    """Yield every input behind these paths, one by one; a broken file is reported and does not end the rest.
+
+    Image files in a folder named like a class carry that label (the ImageFolder layout).
+    Raises: DynamicConfidenceError, before the first sample, for a path that does not exist or a folder without images.
+    """
+    files = [file for path in paths for file in _files(path)]
+    return _iterate(files, preprocessing, {name: index for index, name in enumerate(class_names)})
+
+
+def count_files(paths: Sequence[Path]) -> int:
+    """Count the image and array files behind these paths (an array file may hold many inputs)."""
+    return sum(len(_files(path)) for path in paths)
+
+
+def labelled_arrays(
+    path: Path, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a labelled data set (ImageFolder tree, or .npz) into pixels `[N, channel, height, width]` and labels `[N]`.
+
+    Raises: DynamicConfidenceError when anything in it is broken or without a label: numbers come from whole sets only.
+    """
+    samples = []
+    for item in iterate_samples([path], preprocessing, class_names):
+        if isinstance(item, Broken):
+            raise DynamicConfidenceError(f"{item.reason} Remove it from the data set.")
+        if item.label is None:
+            raise DynamicConfidenceError(
+                f"{item.name}: has no label. Expected one folder per class, named {', '.join(class_names[:4])}"
+                f"{', …' if len(class_names) > 4 else ''}, or an .npz with 'image' and 'label'."
+            )
+        samples.append(item)
+    return np.stack([s.pixels for s in samples]), np.array([s.label for s in samples], np.int64)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not found:
+            raise DynamicConfidenceError(
+                f"{path}: no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})."
+            )
+        return found
+    if not path.is_file():
+        raise DynamicConfidenceError(f"{path}: no such file or folder.")
+    return [path]
+
+
+def _iterate(
+    files: list[Path], preprocessing: Preprocessing, index_of: dict[str, int]
+) -> Iterator[Sample | Broken]:
+    for file in files:
+        try:
+            if file.suffix.lower() not in ARRAY_SUFFIXES:
+                yield Sample(str(file), pixels_from_image(file, preprocessing), index_of.get(file.parent.name))
+                continue
+            array, labels = read_array(file)
+            stack = pixels_from_array(array, preprocessing, str(file))
+            if labels is not None and labels.shape != (len(stack),):
+                raise DynamicConfidenceError(f"{file}: {len(stack)} images but labels of shape {list(labels.shape)}.")
+        except DynamicConfidenceError as error:
+            yield Broken(str(file), str(error))
+            continue
+        for row, pixels in enumerate(stack):
+            name = f"{file}[{row}]" if len(stack) > 1 else str(file)
+            yield Sample(name, pixels, None if labels is None else int(labels[row]))
+
+
+def frames_from_path(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """Read one input that varies in time: a folder of images in name order, or an array, as `[T, channel, height, width]`.
+
+    Raises: DynamicConfidenceError as for single images.
+    """
+    if path.is_dir():
+        return np.stack([pixels_from_image(file, preprocessing) for file in _files(path)])
+    if path.suffix.lower() not in ARRAY_SUFFIXES or not path.is_file():
+        raise DynamicConfidenceError(
+            f"{path}: expected a folder of frames or a .npy of shape [T, {', '.join(map(str, preprocessing.shape))}]."
+        )
+    return pixels_from_array(read_array(path)[0], preprocessing, str(path))

@@ -1,0 +1,59 @@
+"""dc-run: answer images with an exported network, each as early as its confidence allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .cli import command_errors
+
+
+@click.command()
+@click.option("--engine", "engine_path", required=True, type=click.Path(path_type=Path), help="Exported network (.onnx).")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--threshold", type=float, help="Confidence th_c that stops an input; 1 never does. [default: calibrated]")
+@click.option("--steps", type=int, help="Largest number of time steps T. [default: as exported]")
+@click.option("--deadline-ms", type=float, help="Stop each input before this many milliseconds: an anytime answer.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Inputs that run together.")
+@click.option("--threads", type=int, help="CPU threads. [default: the backend's choice]")
+@click.option("--frames", is_flag=True, help="Each INPUT varies in time: a folder of frames, or a .npy [T, C, H, W].")
+@click.option("--rows", type=int, default=20, show_default=True, help="Rows of the table; the summary covers all.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per input on stdout, as they are answered.")
+@command_errors
+def main(
+    engine_path: Path,
+    inputs: tuple[Path, ...],
+    threshold: float | None,
+    steps: int | None,
+    deadline_ms: float | None,
+    batch: int,
+    threads: int | None,
+    frames: bool,
+    rows: int,
+    as_json: bool,
+) -> None:
+    """Answer INPUTS (image files, folders, .npy or .npz) with an exported spiking network.
+
+    Every input stops at the first time step whose confidence exceeds the threshold. Folders named like the classes
+    give the accuracy as well. Exit code 0: all answered; 2: some input could not be read (the others were answered).
+
+    \b
+    Examples:
+      dc-run --engine net.onnx cat.png
+      dc-run --engine net.onnx test/ --batch 64
+      dc-run --engine net.onnx test/ --json > answers.jsonl
+      dc-run --engine net.onnx cat.png --deadline-ms 5
+      dc-run --engine net.onnx gesture.npy --frames
+    """
+    from .engine import open_engine
+    from .report import print_json, print_table
+    from .run import records
+    from .stepping import policy_from_manifest
+
+    with open_engine(engine_path, batch=batch, threads=threads) as engine:
+        policy = policy_from_manifest(engine.manifest, threshold=threshold, max_steps=steps, deadline_ms=deadline_ms)
+        answered = records(engine, inputs, policy, frames=frames)
+        failed = print_json(answered) if as_json else print_table(answered, engine.manifest, policy, rows)
+    if failed:
+        raise SystemExit(2)

@@ -1,0 +1,204 @@
+"""The stepping loop: carry the state, watch the confidence, stop each input as soon as its answer is sure enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .engine import Engine, StepOutput
+from .errors import DynamicConfidenceError
+from .manifest import Manifest
+
+Reason = Literal["confident", "quiescent", "last step", "deadline"]
+
+
+@dataclass(frozen=True)
+class ExitPolicy:
+    """When to stop. See docs/contract.md, "Exit"."""
+
+    scale: float
+    """alpha * temperature: the logits are divided by it before the softmax."""
+    threshold: float
+    """Stop at the first step >= min_step whose confidence is strictly greater; 1 never stops."""
+    max_steps: int
+    min_step: int = 1
+    quiet_after: int | None = None
+    """QFFS: after this step (the injection window) a step without a spike is final. None: no such exit."""
+    deadline_ms: float | None = None
+    """Stop before the call that would end later than this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a batch of inputs was answered; every array is `[N]` but the logits `[N, class]`."""
+
+    label: np.ndarray
+    confidence: np.ndarray
+    steps: np.ndarray
+    """Time steps until the exit."""
+    ms: np.ndarray
+    """Wall milliseconds until the exit, reset included."""
+    reason: list[Reason]
+    logits: np.ndarray
+
+
+def policy_from_manifest(
+    manifest: Manifest,
+    *,
+    threshold: float | None = None,
+    max_steps: int | None = None,
+    deadline_ms: float | None = None,
+) -> ExitPolicy:
+    """Take the calibrated policy of a network, with what the caller overrides.
+
+    Raises: DynamicConfidenceError for a threshold outside [0, 1], steps outside 1..T or a deadline that is not positive.
+    """
+    calibration = manifest.calibration
+    if threshold is None:
+        threshold = calibration.threshold
+    if max_steps is None:
+        max_steps = manifest.max_steps
+    if not 0.0 <= threshold <= 1.0:
+        raise DynamicConfidenceError(
+            f"threshold {threshold:g}: a confidence is a probability, expected a value in [0, 1] (1 never exits early)."
+        )
+    if not 1 <= max_steps <= manifest.max_steps:
+        raise DynamicConfidenceError(
+            f"steps {max_steps}: expected 1 to {manifest.max_steps}, the number this network was exported for "
+            f"(`dc-export -T {max_steps}` makes another)."
+        )
+    if deadline_ms is not None and not deadline_ms > 0:
+        raise DynamicConfidenceError(f"deadline {deadline_ms:g} ms: expected a positive number.")
+    return ExitPolicy(
+        scale=calibration.scale,
+        threshold=threshold,
+        max_steps=max_steps,
+        min_step=calibration.min_step,
+        quiet_after=manifest.method.injection_steps if manifest.has_output("spikes") else None,
+        deadline_ms=deadline_ms,
+    )
+
+
+def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
+    """Run a batch until every input has stopped, each at its own step.
+
+        exit at the first t >= min_step with P_t > threshold, or when nothing can change any more, or at T, or when the
+        next call would miss the deadline
+
+    Shapes: pixels uint8 `[N, channel, height, width]`, or `[T, N, channel, height, width]` for an input that varies in
+    time (it ends with its last frame); N at most the engine's batch.
+    Raises: DynamicConfidenceError when the pixels do not fit the network.
+    Source: Dynamic Confidence, section 5 (eq. 1-2); deadline and quiescence: docs/contract.md.
+    """
+    started = time.perf_counter()
+    count = pixels.shape[-4]
+    label, steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    confidence, ms = np.zeros(count, np.float32), np.zeros(count)
+    logits = np.zeros((count, len(engine.manifest.class_names)), np.float32)
+    reasons: list[Reason] = ["last step"] * count
+    running = np.ones(count, bool)
+    for calls, (first, output, final) in enumerate(_calls(engine, pixels, policy), start=1):
+        now = (time.perf_counter() - started) * 1e3
+        # One more call is expected to take as long as the mean of those done.
+        late = policy.deadline_ms is not None and now + now / calls > policy.deadline_ms
+        used = min(len(output.label), final - first)
+        for k in range(used):
+            step = first + k + 1
+            sure = output.confidence[k, :count] > policy.threshold
+            quiet = _quiet(output, k, count, step, policy)
+            ends: Reason | None = "last step" if step == final else "deadline" if late and k == used - 1 else None
+            stopped = running & ((sure if step >= policy.min_step else False) | quiet | (ends is not None))
+            if not stopped.any():
+                continue
+            for source, target in ((output.label, label), (output.confidence, confidence), (output.logits, logits)):
+                target[stopped] = source[k, :count][stopped]
+            steps[stopped], ms[stopped] = step, now
+            for index in np.flatnonzero(stopped):
+                is_sure = sure[index] and step >= policy.min_step
+                reasons[index] = "confident" if is_sure else "quiescent" if quiet[index] else ends or "last step"
+            running &= ~stopped
+        if not running.any():
+            break
+    return Answers(label, confidence, steps, ms, reasons, logits)
+
+
+def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Run a batch for all its steps without an exit: what calibration looks at.
+
+    Returns the accumulated logits `[N, step, class]` float32, and per input the step `[N]` int64 at which it would stop
+    for another reason than confidence (its first quiet step, else T).
+    """
+    manifest = engine.manifest
+    policy = ExitPolicy(scale, 1.0, manifest.max_steps, quiet_after=policy_from_manifest(manifest).quiet_after)
+    count = pixels.shape[-4]
+    logits = np.zeros((count, policy.max_steps, len(manifest.class_names)), np.float32)
+    last_step = np.full(count, policy.max_steps, np.int64)
+    for first, output, final in _calls(engine, pixels, policy):
+        for k in range(min(len(output.label), final - first)):
+            logits[:, first + k] = output.logits[k, :count]
+            quiet = _quiet(output, k, count, first + k + 1, policy)
+            last_step[quiet & (last_step == policy.max_steps)] = first + k + 1
+    return logits, last_step
+
+
+def _calls(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Iterator[tuple[int, StepOutput, int]]:
+    """Reset, then yield `(steps done before the call, what it returned, the last step to use)` call by call."""
+    _check(engine, pixels)
+    manifest = engine.manifest
+    moving = pixels.ndim == 5
+    # A QFFS network goes on after its last frame: what was injected is still on its way.
+    final = min(policy.max_steps, len(pixels)) if moving and manifest.method.injection_steps is None else policy.max_steps
+    engine.reset(policy.scale)
+    for first in range(0, final, manifest.steps_per_call):
+        # A still image is handed over once; the engine keeps it.
+        new = pixels if moving or first == 0 else None
+        yield first, engine.step(None if new is None else _call_input(new, first, engine)), final
+
+
+def _call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
+    """What the call after `first` steps takes: missing inputs are black, after the last frame it stays."""
+    frames = pixels if pixels.ndim == 5 else pixels[None]
+    steps = first + np.arange(engine.manifest.steps_per_call)
+    chosen = frames[np.minimum(steps, len(frames) - 1)] if engine.manifest.input.frames else frames[min(first, len(frames) - 1)]
+    missing = engine.batch - pixels.shape[-4]
+    if missing:
+        chosen = np.pad(chosen, [(0, 0)] * (chosen.ndim - 4) + [(0, missing), (0, 0), (0, 0), (0, 0)])
+    return chosen
+
+
+def _check(engine: Engine, pixels: np.ndarray) -> None:
+    manifest = engine.manifest
+    shape = manifest.input.preprocessing.shape
+    if pixels.dtype != np.uint8 or pixels.shape[-3:] != shape or pixels.ndim not in (4, 5):
+        raise DynamicConfidenceError(
+            f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with time steps "
+            "in front for an input that varies in time."
+        )
+    if not 1 <= pixels.shape[-4] <= engine.batch:
+        raise DynamicConfidenceError(
+            f"{pixels.shape[-4]} inputs for an engine opened with batch {engine.batch}: expected 1 to {engine.batch}."
+        )
+    if pixels.ndim == 5:
+        if manifest.steps_per_call > 1 and not manifest.input.frames:
+            raise DynamicConfidenceError(
+                f"this network takes one image for {manifest.steps_per_call} steps: export it with `dc-export --frames` "
+                "for an input that varies in time."
+            )
+        window = manifest.method.injection_steps
+        if window is not None and len(pixels) != window:
+            raise DynamicConfidenceError(
+                f"{len(pixels)} frames: this QFFS network takes input in its first {window} steps and no others. "
+                "Export it with `--method qcfs` for an input that varies in time."
+            )
+
+
+def _quiet(output: StepOutput, k: int, count: int, step: int, policy: ExitPolicy) -> np.ndarray:
+    """Whether each input's network was silent in this step and no injection is left: nothing can change any more."""
+    if policy.quiet_after is None or output.spikes is None or step <= policy.quiet_after:
+        return np.zeros(count, bool)
+    return output.spikes[k, :count].sum(axis=-1) == 0
+

@@ -1,0 +1,115 @@
+"""The self-check of an export: graph, torch simulation and float64 oracle must agree bit for bit, or nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ..runtime.confidence import max_softmax
+from ..runtime.errors import BackendMissing, CheckFailed
+from ..runtime.manifest import Manifest
+from .oracle import oracle_steps
+from .simulate import simulate, simulation_from_snn
+from .snn import Snn
+
+THRESHOLDS = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was compared and found equal."""
+
+    images: int
+    steps: int
+    layers: int
+    spikes: int
+    """Spikes emitted by all neurons over all steps, every one of them equal."""
+
+
+def self_check(snn: Snn, deployed: onnx.ModelProto, probed: onnx.ModelProto, manifest: Manifest, pixels: np.ndarray) -> CheckReport:
+    """Step graph, simulation and oracle side by side and compare logits, spikes of every layer and exit steps.
+
+    `deployed` is the graph that will be written, `probed` the same graph with its spike trains as outputs. Pixels
+    `[image, channel, y, x]`.
+    Raises: CheckFailed at the first difference, naming step and layer; BackendMissing without ONNX Runtime.
+    """
+    k, spiking = manifest.steps_per_call, [layer.name for layer in snn.layers]
+    steps = -(-manifest.max_steps // k) * k
+    oracle = oracle_steps(snn, pixels, steps)
+    simulation = simulate(simulation_from_snn(snn), pixels, steps)
+    graph, probe = _Session(deployed, manifest, pixels), _Session(probed, manifest, pixels)
+    total, confidences, engine_confidences = 0, [], []
+    for call in range(steps // k):
+        results, trains = graph.call(), probe.call()
+        for step in range(k):
+            where = f"step {call * k + step + 1}"
+            expected = next(oracle)
+            spikes, state = next(simulation)
+            simulated = state.logits.numpy()
+            _equal(expected.logits, simulated, f"{where}: logits of the oracle and of the torch simulation")
+            _equal(simulated, results["logits"][step], f"{where}: logits of the torch simulation and of the graph")
+            _equal(results["logits"][step], trains["logits"][step], f"{where}: logits of the graph and of its probe")
+            _equal(simulated.argmax(1), results["label"][step], f"{where}: labels of the simulation and of the graph")
+            for name in spiking:
+                train = trains[f"spikes.{name}"].reshape(k, len(pixels), *expected.spikes[name].shape[1:])[step]
+                _equal(expected.spikes[name], spikes[name].numpy(), f"{where}, layer {name}: oracle and simulation")
+                _equal(expected.spikes[name], train, f"{where}, layer {name}: oracle and graph")
+                total += int(np.abs(train).sum())
+            confidences.append(max_softmax(expected.logits, manifest.calibration.scale))
+            engine_confidences.append(results["confidence"][step])
+    for threshold in THRESHOLDS:
+        exits = [np.argmax(np.stack(c)[: manifest.max_steps] > threshold, axis=0) for c in (confidences, engine_confidences)]
+        _equal(exits[0], exits[1], f"threshold {threshold}: exit steps of the oracle and of the graph")
+    return CheckReport(len(pixels), manifest.max_steps, len(spiking), total)
+
+
+def synthetic_pixels(shape: tuple[int, int, int], images: int, seed: int = 0) -> np.ndarray:
+    """Images to check with when there is no data: noise of several grain sizes over a random grey, uint8."""
+    generator = np.random.default_rng(seed)
+    channels, height, width = shape
+    result = np.zeros((images, *shape))
+    for grain in (1, 2, 4, 8):
+        coarse = generator.normal(0.0, 30.0, (images, channels, -(-height // grain), -(-width // grain)))
+        result += np.kron(coarse, np.ones((1, 1, grain, grain)))[:, :, :height, :width]
+    return np.clip(result + generator.uniform(64, 192, (images, 1, 1, 1)), 0, 255).astype(np.uint8)
+
+
+class _Session:
+    """A plain ONNX Runtime session that carries the state in a feed; the product's engine is checked by the tests."""
+
+    def __init__(self, model: onnx.ModelProto, manifest: Manifest, pixels: np.ndarray) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendMissing(
+                "the self-check needs ONNX Runtime: `pip install 'dynamic-confidence[cpu]'`."
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._states = manifest.states
+        images = np.repeat(pixels[None], manifest.steps_per_call, axis=0) if manifest.input.frames else pixels
+        scale = np.array(manifest.calibration.scale, np.float32)
+        self._feed = {manifest.input.name: images, manifest.scale_input: scale}
+        for state in manifest.states:
+            shape = [len(pixels) if dim == "N" else int(dim) for dim in state.shape]
+            self._feed[state.input] = np.full(shape, state.initial, np.float32)
+
+    def call(self) -> dict[str, np.ndarray]:
+        results = dict(zip(self._names, self._session.run(self._names, self._feed), strict=True))
+        for state in self._states:
+            self._feed[state.input] = results[state.output]
+        return results
+
+
+def _equal(expected: np.ndarray, found: np.ndarray, what: str) -> None:
+    if not np.array_equal(expected, found):
+        count = int((expected != found).sum())
+        largest = float(np.abs(np.asarray(expected, np.float64) - found).max())
+        raise CheckFailed(
+            f"self-check: {what} differ in {count} of {found.size} values (by {largest:.3g} at most), expected none. "
+            "Nothing was written. This is a bug or a backend that does not compute in float32: please report it."
+        )

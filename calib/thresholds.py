@@ -13,6 +13,8 @@ from .trace import Trace, check_last_step
 
 PAPER_GRID = tuple(k / 10 for k in range(11))
 """The paper's candidates 0, 0.1, ..., 1 (section 5.3.3)."""
+MIN_WIDTH = 1e-6
+"""Ten units in the last place of a float32 just below 1."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,12 @@ class Scan:
         return np.where(np.isinf(self.high), 1.0, np.where(middle < self.high, middle, self.low))
 
     def points(self) -> list[OperatingPoint]:
-        """Return one operating point per row."""
-        columns = (self.threshold.tolist(), self.mean_steps.tolist(), self.accuracy.tolist())
+        """Return one operating point per row that an engine can tell apart.
+
+        Engines compute P in float32: an interval narrower than `MIN_WIDTH` would leave exits to its rounding.
+        """
+        wide = self.high - self.low >= MIN_WIDTH
+        columns = (self.threshold[wide].tolist(), self.mean_steps[wide].tolist(), self.accuracy[wide].tolist())
         return [OperatingPoint(*row) for row in zip(*columns, strict=True)]
 
 

@@ -1,13 +1,14 @@
 """The `model.pt` format: architecture name, arguments, weights, preprocessing and class names; never a pickled module.
 
-    {"format": "dynamic-confidence/model", "version": 1,
-     "architecture": "resnet20", "arguments": {"width": 16, …}, "state_dict": {…},
-     "preprocessing": {"color": "RGB", "height": 32, …}, "class_names": […], "notes": {"recipe": …}}
+{"format": "dynamic-confidence/model", "version": 1,
+ "architecture": "resnet20", "arguments": {"width": 16, …}, "state_dict": {…},
+ "preprocessing": {"color": "RGB", "height": 32, …}, "class_names": […], "notes": {"recipe": …}}
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.files import atomic_path
+from ..runtime.files import write_atomically
 from ..runtime.manifest import Preprocessing
 from .lsq import positive_scales
 from .registry import build
@@ -47,24 +48,32 @@ class Checkpoint:
         positive.
         """
         network = build(self.architecture, **self.arguments)
-        try:
-            network.load_state_dict(self.state_dict)
-        except RuntimeError as error:
+        unfit = _misfits(network.state_dict(), self.state_dict)
+        if unfit:
             raise DynamicConfidenceError(
-                f"the weights do not fit {self.architecture} {self.arguments}: {error}. "
+                f"the weights do not fit {self.architecture} {self.arguments}: {'; '.join(unfit[:3])}"
+                f"{f'; and {len(unfit) - 3} more' if len(unfit) > 3 else ''}. "
                 "Foreign checkpoints are converted with `dc-import`."
-            ) from error
+            )
+        network.load_state_dict(self.state_dict)
         positive_scales(network)
         return network.eval()
 
 
+def _misfits(expected: dict[str, Tensor], got: dict[str, Tensor]) -> list[str]:
+    missing = [f"'{name}' is missing" for name in expected if name not in got]
+    surplus = [f"'{name}' is unexpected" for name in got if name not in expected]
+    shapes = [
+        f"'{name}' has shape {list(got[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in got and got[name].shape != tensor.shape
+    ]
+    return missing + surplus + shapes
+
+
 def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file.read())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    """Hash a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def safe_load(path: Path) -> Any:
@@ -73,7 +82,9 @@ def safe_load(path: Path) -> Any:
     Raises: DynamicConfidenceError when the file is missing, is no checkpoint, or is a pickle that would run code.
     """
     if not path.is_file():
-        raise DynamicConfidenceError(f"{path}: no such file. Train one with `dc-train` or convert one with `dc-import`.")
+        raise DynamicConfidenceError(
+            f"{path}: no such file. Train one with `dc-train` or convert one with `dc-import`."
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -81,10 +92,10 @@ def safe_load(path: Path) -> Any:
             f"{path}: not loaded, because it holds more than weights or is no checkpoint at all, and unpickling such a "
             "file can run code. Save `model.state_dict()` with torch and convert it with `dc-import`."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - on junk, torch's unpickler raises whatever its stack machine runs into
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DynamicConfidenceError(
-            f"{path}: not a checkpoint (torch.load: {str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-            "Expected a file written by `dc-train` or `dc-import`."
+            f"{path}: not a checkpoint (torch.load: {reason}). Expected a file written by `dc-train` or `dc-import`."
         ) from error
 
 
@@ -106,18 +117,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{VERSION}. Write it again with this release's `dc-train` or `dc-import`."
         )
     try:
-        preprocessing = msgspec.convert(content["preprocessing"], Preprocessing)
-        class_names = msgspec.convert(content["class_names"], tuple[str, ...])
+        return Checkpoint(
+            architecture=msgspec.convert(content["architecture"], str),
+            arguments=msgspec.convert(content["arguments"], dict[str, Any]),
+            state_dict=_tensors(content["state_dict"]),
+            preprocessing=msgspec.convert(content["preprocessing"], Preprocessing),
+            class_names=msgspec.convert(content["class_names"], tuple[str, ...]),
+            notes=msgspec.convert(content["notes"], dict[str, Any]),
+        )
     except msgspec.ValidationError as error:
         raise DynamicConfidenceError(f"{path}: {error}. Write it again with `dc-train` or `dc-import`.") from error
-    return Checkpoint(
-        architecture=content["architecture"],
-        arguments=content["arguments"],
-        state_dict=content["state_dict"],
-        preprocessing=preprocessing,
-        class_names=class_names,
-        notes=content["notes"],
-    )
+
+
+def _tensors(state_dict: Any) -> dict[str, Tensor]:
+    if not isinstance(state_dict, dict) or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
+        raise msgspec.ValidationError("Expected tensors by name - at `$.state_dict`")
+    return state_dict
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -132,5 +147,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "class_names": list(checkpoint.class_names),
         "notes": dict(checkpoint.notes),
     }
-    with atomic_path(path) as part:
-        torch.save(content, part)
+    write_torch_file(path, content)
+
+
+def write_torch_file(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values as a torch file, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())

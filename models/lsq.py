@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..runtime.errors import DynamicConfidenceError
+
+FRESH_SCALE = 1.0
 
 
 class _Quantise(torch.autograd.Function):
@@ -43,9 +46,9 @@ class LSQ(nn.Module):
     Source: Dynamic Confidence, eq. 9 and 14; gradients eq. 10-12.
     """
 
-    def __init__(self, bits: int = 2, scale: float = 1.0) -> None:
+    def __init__(self, bits: int = 2, scale: float = FRESH_SCALE) -> None:
         super().__init__()
-        if not 1 <= bits <= 8:
+        if not (isinstance(bits, int) and 1 <= bits <= 8):
             raise DynamicConfidenceError(f"bits {bits}: an LSQ quantiser takes 1 to 8 bits.")
         self.levels = 2**bits - 1
         self.scale = nn.Parameter(torch.tensor([float(scale)]))
@@ -69,20 +72,37 @@ def positive_scales(model: nn.Module) -> None:
                 )
 
 
+def scales_are_fresh(model: nn.Module) -> bool:
+    """Say whether no LSQ scale was ever set: neither initialised from data nor trained nor loaded."""
+    return all(float(module.scale.detach()) == FRESH_SCALE for module in model.modules() if isinstance(module, LSQ))
+
+
 @torch.no_grad()
 def initialise_scales(model: nn.Module, batch: Tensor) -> None:
-    """Set every LSQ scale from one batch `[batch, channel, height, width]`: s = 2 mean|v| / sqrt(Qp) (LSQ paper, 2.1).
+    """Set every LSQ scale from one batch `[batch, channel, height, width]`.
+
+        s = 2 mean|v| / sqrt(Qp)
 
     Layer by layer in one forward pass, so each layer sees the quantised output of the ones before it.
+    Raises: DynamicConfidenceError when a layer gets nothing but zeros.
+    Source: Esser et al., "Learned Step Size Quantization", section 2.1.
     """
-
-    def set_scale(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, LSQ)  # noqa: S101 - hooks are registered on LSQ modules only
-        module.scale.fill_(2.0 * float(arguments[0].abs().mean()) / math.sqrt(module.levels))
-
-    hooks = [m.register_forward_pre_hook(set_scale) for m in model.modules() if isinstance(m, LSQ)]
+    hooks = [_initialise_on_input(name, module) for name, module in model.named_modules() if isinstance(module, LSQ)]
     try:
         model(batch)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _initialise_on_input(name: str, layer: LSQ) -> RemovableHandle:
+    def set_scale(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        scale = 2.0 * float(arguments[0].abs().mean()) / math.sqrt(layer.levels)
+        if not (scale > 0 and math.isfinite(scale)):
+            raise DynamicConfidenceError(
+                f"layer '{name}': the first batch gives the LSQ scale {scale:g}, expected a positive number. "
+                "Check that the images are not all one colour and that the weights are finite."
+            )
+        layer.scale.fill_(scale)
+
+    return layer.register_forward_pre_hook(set_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -37,9 +37,9 @@ def _resnet(
         depths,
         activation=activation_factory(activation, bits),
         form=_known("form", form, FORMS),
-        width=width or default_width,
-        classes=classes,
-        in_channels=in_channels,
+        width=default_width if width is None else _positive("width", width),
+        classes=_positive("classes", classes),
+        in_channels=_positive("in_channels", in_channels),
         shortcut=_known("shortcut", shortcut, SHORTCUTS),
     )
 
@@ -56,9 +56,9 @@ def _vgg16(
     return VGG16(
         activation=activation_factory(activation, bits),
         form=_known("form", form, FORMS),
-        width=width,
-        classes=classes,
-        in_channels=in_channels,
+        width=_positive("width", width),
+        classes=_positive("classes", classes),
+        in_channels=_positive("in_channels", in_channels),
     )
 
 
@@ -75,23 +75,24 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 def build(architecture: str, **arguments: Any) -> nn.Module:
     """Build a network from its name and arguments (activation, bits, form, width, classes, in_channels, shortcut).
 
-    Raises: DynamicConfidenceError for an unknown name (the nearest is suggested) or an argument it does not take.
+    Raises: DynamicConfidenceError for an unknown name or argument; the nearest known one is suggested.
     """
-    if architecture not in ARCHITECTURES:
-        near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise DynamicConfidenceError(
-            f"architecture '{architecture}' is unknown, known: {', '.join(ARCHITECTURES)}.{hint}"
-        )
-    make = ARCHITECTURES[architecture]
+    make = ARCHITECTURES[_known("architecture", architecture, ARCHITECTURES)]
     known = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in arguments:
-        if name not in known:
-            raise DynamicConfidenceError(f"{architecture} takes no argument '{name}', it takes: {', '.join(known)}.")
+        _known(f"{architecture}'s argument", name, known)
     return make(**arguments)
 
 
-def _known(what: str, value: str, options: tuple[str, ...]) -> str:
+def _known(what: str, value: str, options: Collection[str]) -> str:
     if value not in options:
-        raise DynamicConfidenceError(f"{what} '{value}' is unknown, known: {', '.join(options)}.")
+        near = difflib.get_close_matches(str(value), options, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise DynamicConfidenceError(f"{what} '{value}' is unknown, known: {', '.join(options)}.{hint}")
+    return value
+
+
+def _positive(what: str, value: int) -> int:
+    if not (isinstance(value, int) and value > 0):
+        raise DynamicConfidenceError(f"{what} {value}: expected a whole number above 0.")
     return value

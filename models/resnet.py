@@ -43,7 +43,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int, activation: Activation, shortcut: str) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.activation1 = _conv(in_channels, width, 3, stride), nn.BatchNorm2d(width), activation()
+        self.conv1, self.bn1, self.activation1 = (
+            _conv(in_channels, width, 3, stride),
+            nn.BatchNorm2d(width),
+            activation(),
+        )
         self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
         self.downsample = _downsample(shortcut, in_channels, width, stride)
         self.activation2 = activation()

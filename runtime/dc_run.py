@@ -10,9 +10,13 @@ from .cli import command_errors
 
 
 @click.command()
-@click.option("--engine", "engine_path", required=True, type=click.Path(path_type=Path), help="Exported network (.onnx).")
+@click.option(
+    "--engine", "engine_path", required=True, type=click.Path(path_type=Path), help="Exported network (.onnx)."
+)
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--threshold", type=float, help="Confidence th_c that stops an input; 1 never does. [default: calibrated]")
+@click.option(
+    "--threshold", type=float, help="Confidence th_c that stops an input; 1 never does. [default: calibrated]"
+)
 @click.option("--steps", type=int, help="Largest number of time steps T. [default: as exported]")
 @click.option("--deadline-ms", type=float, help="Stop each input before this many milliseconds: an anytime answer.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Inputs that run together.")

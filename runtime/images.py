@@ -160,9 +160,7 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _iterate(
-    files: list[Path], preprocessing: Preprocessing, index_of: dict[str, int]
-) -> Iterator[Sample | Broken]:
+def _iterate(files: list[Path], preprocessing: Preprocessing, index_of: dict[str, int]) -> Iterator[Sample | Broken]:
     for file in files:
         try:
             if file.suffix.lower() not in ARRAY_SUFFIXES:

@@ -19,7 +19,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every part of the manifest: immutable, and an unknown key is an error."""
 
 
-class Preprocessing(_Record):
+class Preprocessing(_Record, frozen=True):
     """How an image file becomes pixels. `mean` and `std` (of pixels / 255) are already folded into the network."""
 
     color: Literal["RGB", "L"]
@@ -41,7 +41,7 @@ class Preprocessing(_Record):
         return self.channels, self.height, self.width
 
 
-class Input(_Record):
+class Input(_Record, frozen=True):
     """The graph's image input: uint8 pixels `[N, channel, height, width]`, or `[K, N, …]` when `frames` is true."""
 
     name: str
@@ -51,7 +51,7 @@ class Input(_Record):
     preprocessing: Preprocessing
 
 
-class State(_Record):
+class State(_Record, frozen=True):
     """One state: fed to `input`, read from `output`, and `initial` everywhere before the first step."""
 
     input: str
@@ -61,7 +61,7 @@ class State(_Record):
     initial: float
 
 
-class Output(_Record):
+class Output(_Record, frozen=True):
     """One output, `[K, N, …]`: it comes back for every step of the call."""
 
     name: Literal["logits", "confidence", "label", "spikes"]
@@ -69,7 +69,7 @@ class Output(_Record):
     dtype: Literal["float32", "int64"]
 
 
-class Method(_Record):
+class Method(_Record, frozen=True):
     """How the spiking network was made from the quantised one."""
 
     name: Literal["qcfs", "qffs"]
@@ -79,7 +79,7 @@ class Method(_Record):
     """QFFS: image and biases enter in steps 1..injection_steps only; null: in every step."""
 
 
-class Calibration(_Record):
+class Calibration(_Record, frozen=True):
     """What decides when to stop. The confidence is max softmax(logits / (alpha * temperature))."""
 
     alpha: float
@@ -107,7 +107,7 @@ class Calibration(_Record):
         return self.alpha * self.temperature
 
 
-class Grid(_Record):
+class Grid(_Record, frozen=True):
     """The dyadic grid of one layer: weights, biases, membrane and threshold are multiples of 2^-exponent.
 
     `head_room` is the largest partial sum, in units of the threshold (of the logits for the read-out), that stays
@@ -121,14 +121,14 @@ class Grid(_Record):
     source: Literal["worst case", "measured"]
 
 
-class Numerics(_Record):
+class Numerics(_Record, frozen=True):
     precision: Literal["fp32"]
     exact: bool
     tf32: bool
     grids: tuple[Grid, ...]
 
 
-class Provenance(_Record):
+class Provenance(_Record, frozen=True):
     checkpoint_sha256: str
     graph_sha256: str
     """Hash of the serialised graph; metadata such as the calibration may change, the graph may not."""
@@ -136,7 +136,7 @@ class Provenance(_Record):
     tools: dict[str, str]
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True):
     version: int
     name: str
     input: Input

@@ -151,7 +151,9 @@ def _calls(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Iterator[t
     manifest = engine.manifest
     moving = pixels.ndim == 5
     # A QFFS network goes on after its last frame: what was injected is still on its way.
-    final = min(policy.max_steps, len(pixels)) if moving and manifest.method.injection_steps is None else policy.max_steps
+    final = (
+        min(policy.max_steps, len(pixels)) if moving and manifest.method.injection_steps is None else policy.max_steps
+    )
     engine.reset(policy.scale)
     for first in range(0, final, manifest.steps_per_call):
         # A still image is handed over once; the engine keeps it.
@@ -163,7 +165,11 @@ def _call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
     """What the call after `first` steps takes: missing inputs are black, after the last frame it stays."""
     frames = pixels if pixels.ndim == 5 else pixels[None]
     steps = first + np.arange(engine.manifest.steps_per_call)
-    chosen = frames[np.minimum(steps, len(frames) - 1)] if engine.manifest.input.frames else frames[min(first, len(frames) - 1)]
+    chosen = (
+        frames[np.minimum(steps, len(frames) - 1)]
+        if engine.manifest.input.frames
+        else frames[min(first, len(frames) - 1)]
+    )
     missing = engine.batch - pixels.shape[-4]
     if missing:
         chosen = np.pad(chosen, [(0, 0)] * (chosen.ndim - 4) + [(0, missing), (0, 0), (0, 0), (0, 0)])
@@ -201,4 +207,3 @@ def _quiet(output: StepOutput, k: int, count: int, step: int, policy: ExitPolicy
     if policy.quiet_after is None or output.spikes is None or step <= policy.quiet_after:
         return np.zeros(count, bool)
     return output.spikes[k, :count].sum(axis=-1) == 0
-

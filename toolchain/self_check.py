@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,11 +30,18 @@ class CheckReport:
     """Spikes emitted by all neurons over all steps, every one of them equal."""
 
 
-def self_check(snn: Snn, deployed: onnx.ModelProto, probed: onnx.ModelProto, manifest: Manifest, pixels: np.ndarray) -> CheckReport:
+def self_check(
+    snn: Snn,
+    deployed: onnx.ModelProto,
+    probed: onnx.ModelProto,
+    manifest: Manifest,
+    pixels: np.ndarray,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> CheckReport:
     """Step graph, simulation and oracle side by side and compare logits, spikes of every layer and exit steps.
 
     `deployed` is the graph that will be written, `probed` the same graph with its spike trains as outputs. Pixels
-    `[image, channel, y, x]`.
+    `[image, channel, y, x]`. `track` wraps the calls, for a progress bar.
     Raises: CheckFailed at the first difference, naming step and layer; BackendMissing without ONNX Runtime.
     """
     k, spiking = manifest.steps_per_call, [layer.name for layer in snn.layers]
@@ -41,7 +50,7 @@ def self_check(snn: Snn, deployed: onnx.ModelProto, probed: onnx.ModelProto, man
     simulation = simulate(simulation_from_snn(snn), pixels, steps)
     graph, probe = _Session(deployed, manifest, pixels), _Session(probed, manifest, pixels)
     total, confidences, engine_confidences = 0, [], []
-    for call in range(steps // k):
+    for call in track(range(steps // k)):
         results, trains = graph.call(), probe.call()
         for step in range(k):
             where = f"step {call * k + step + 1}"
@@ -60,7 +69,9 @@ def self_check(snn: Snn, deployed: onnx.ModelProto, probed: onnx.ModelProto, man
             confidences.append(max_softmax(expected.logits, manifest.calibration.scale))
             engine_confidences.append(results["confidence"][step])
     for threshold in THRESHOLDS:
-        exits = [np.argmax(np.stack(c)[: manifest.max_steps] > threshold, axis=0) for c in (confidences, engine_confidences)]
+        exits = [
+            np.argmax(np.stack(c)[: manifest.max_steps] > threshold, axis=0) for c in (confidences, engine_confidences)
+        ]
         _equal(exits[0], exits[1], f"threshold {threshold}: exit steps of the oracle and of the graph")
     return CheckReport(len(pixels), manifest.max_steps, len(spiking), total)
 

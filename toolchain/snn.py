@@ -85,7 +85,9 @@ class Snn:
         """The largest magnitude that each source can emit in one time step, by name."""
         largest = {INPUT: PIXEL_MAX}
         for node in self.nodes:
-            largest[node.name] = 1 if isinstance(node, Layer) else largest[node.source] * node.kernel[0] * node.kernel[1]
+            largest[node.name] = (
+                1 if isinstance(node, Layer) else largest[node.source] * node.kernel[0] * node.kernel[1]
+            )
         return largest
 
 

@@ -133,7 +133,9 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 def _weighted(source: _Source, weight: np.ndarray, bias: np.ndarray, convolution: Synapse, shape: Shape) -> _Current:
     """A convolution of the source's real value, as a synapse from what the source carries plus a bias (map)."""
-    synapse = replace(convolution, source=source.name, weight=weight * _per_input(source.unit, convolution.groups, weight))
+    synapse = replace(
+        convolution, source=source.name, weight=weight * _per_input(source.unit, convolution.groups, weight)
+    )
     total = bias.reshape(-1, 1, 1)
     if np.any(source.offset):
         offset = np.broadcast_to(source.offset.reshape(-1, 1, 1), source.shape)[None]
@@ -152,7 +154,9 @@ def _per_input(unit: np.ndarray, groups: int, weight: np.ndarray) -> np.ndarray:
 def _conv(module: nn.Conv2d, name: str, value: _Value, nodes: list[Layer | Pool]) -> _Current:
     source = _source(value, name, "a convolution")
     if module.padding_mode != "zeros" or isinstance(module.padding, str) or set(module.dilation) != {1}:
-        raise DynamicConfidenceError(f"layer '{name}': only undilated convolutions with zero padding have a spiking form.")
+        raise DynamicConfidenceError(
+            f"layer '{name}': only undilated convolutions with zero padding have a spiking form."
+        )
     (ky, kx), (sy, sx), (py, px) = module.kernel_size, module.stride, module.padding
     shape = (module.out_channels, out_size(source.shape[1], ky, sy, py), out_size(source.shape[2], kx, sx, px))
     bias = np.zeros(module.out_channels) if module.bias is None else _array(module.bias)
@@ -176,7 +180,9 @@ def _batch_norm(module: nn.BatchNorm2d, name: str, value: _Value, nodes: list[La
     if not isinstance(value, _Current) or any(s.is_identity for s in value.synapses):
         raise DynamicConfidenceError(f"layer '{name}': batch normalisation must follow a convolution.")
     if module.running_mean is None or module.running_var is None:
-        raise DynamicConfidenceError(f"layer '{name}': batch normalisation without running statistics cannot be folded.")
+        raise DynamicConfidenceError(
+            f"layer '{name}': batch normalisation without running statistics cannot be folded."
+        )
     factor = (_array(module.weight) if module.affine else 1.0) / np.sqrt(_array(module.running_var) + module.eps)
     shift = _array(module.bias) if module.affine else np.zeros_like(factor)
     bias = (value.bias - _array(module.running_mean).reshape(-1, 1, 1)) * factor.reshape(-1, 1, 1)
@@ -193,7 +199,11 @@ def _lsq(module: LSQ, name: str, value: _Value, nodes: list[Layer | Pool]) -> _S
 
 
 def _average_pool(module: nn.AvgPool2d, name: str, value: _Value, nodes: list[Layer | Pool]) -> _Source:
-    if module.ceil_mode or module.divisor_override or (module.padding not in (0, (0, 0)) and not module.count_include_pad):
+    if (
+        module.ceil_mode
+        or module.divisor_override
+        or (module.padding not in (0, (0, 0)) and not module.count_include_pad)
+    ):
         raise DynamicConfidenceError(f"layer '{name}': average pooling must divide by its kernel's size.")
     return _pool(name, value, _pair(module.kernel_size), _pair(module.stride), _pair(module.padding), nodes)
 
@@ -201,7 +211,9 @@ def _average_pool(module: nn.AvgPool2d, name: str, value: _Value, nodes: list[La
 def _global_pool(module: nn.AdaptiveAvgPool2d, name: str, value: _Value, nodes: list[Layer | Pool]) -> _Source:
     source = _source(value, name, "pooling")
     if module.output_size not in (1, (1, 1)):
-        raise DynamicConfidenceError(f"layer '{name}': adaptive pooling to {module.output_size} has no spiking form, only to 1.")
+        raise DynamicConfidenceError(
+            f"layer '{name}': adaptive pooling to {module.output_size} has no spiking form, only to 1."
+        )
     size = (source.shape[1], source.shape[2])
     return _pool(name, source, size, size, (0, 0), nodes)
 

@@ -1,0 +1,114 @@
+"""dc-calibrate: find the confidence threshold of an exported network on labelled data and write it into its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from ..runtime.cli import command_errors
+
+if TYPE_CHECKING:
+    from .calibrate import CalibrationReport
+
+
+@click.command()
+@click.argument("network", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Labelled images: one folder per class, or .npz."
+)
+@click.option(
+    "--rule", type=click.Choice(["grid", "exact"]), default="grid", show_default=True, help="Thresholds tried."
+)
+@click.option("--max-drop", type=float, default=0.0, show_default=True, help="Accuracy that may be lost, in points.")
+@click.option("--alpha", type=float, help="Divisor of the logits. [default: T (qcfs), levels of the quantiser (qffs)]")
+@click.option("--temperature", default="keep", show_default=True, help="keep, fit, or a number; multiplies alpha.")
+@click.option("--threads", type=int, help="CPU threads. [default: the backend's choice]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the front and the choice.")
+@command_errors
+def main(
+    network: Path,
+    data: Path,
+    rule: str,
+    max_drop: float,
+    alpha: float | None,
+    temperature: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Calibrate NETWORK (.onnx): run it on labelled images and choose when to stop.
+
+    The threshold taken is the one with the fewest mean time steps that loses no accuracy against running all of them
+    (or at most --max-drop). It is fitted to DATA: report accuracies on other images only, never on these.
+
+    \b
+    Examples:
+      dc-calibrate net.onnx --data data/validation
+      dc-calibrate net.onnx --data data/validation --rule exact --max-drop 0.5
+      dc-calibrate net.onnx --data validation.npz --json
+    """
+    import json
+
+    from ..runtime.cli import progress
+    from ..runtime.errors import DynamicConfidenceError
+    from ..runtime.images import labelled_arrays
+    from ..runtime.onnx_file import read_onnx
+    from .calibrate import calibrate_file
+
+    if temperature not in ("keep", "fit"):
+        try:
+            chosen_temperature: float | Literal["keep", "fit"] = float(temperature)
+        except ValueError:
+            raise DynamicConfidenceError(f"--temperature {temperature}: expected keep, fit or a number.") from None
+    else:
+        chosen_temperature = cast(Literal["keep", "fit"], temperature)
+    _, manifest = read_onnx(network)
+    pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
+    report = calibrate_file(
+        network,
+        pixels,
+        label,
+        data_name=data.name,
+        rule=cast(Literal["grid", "exact"], rule),
+        max_drop=max_drop / 100,
+        alpha=alpha,
+        temperature=chosen_temperature,
+        threads=threads,
+        track=lambda starts: progress(starts, "tracing"),
+    )
+    if as_json:
+        click.echo(json.dumps(_plain(report)))
+    else:
+        _show(network, data, report)
+
+
+def _plain(report: CalibrationReport) -> dict[str, object]:
+    import dataclasses
+
+    import msgspec
+
+    return msgspec.to_builtins(dataclasses.asdict(report) | {"calibration": msgspec.to_builtins(report.calibration)})
+
+
+def _show(network: Path, data: Path, report: CalibrationReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    calibration = report.calibration
+    table = Table("threshold", "mean steps", "accuracy %", "", title="Pareto front on the calibration data")
+    for point in report.front:
+        mark = "<- chosen" if point == report.chosen else ""
+        table.add_row(f"{point.threshold:.4f}", f"{point.mean_steps:.3f}", f"{100 * point.accuracy:.2f}", mark)
+    table.add_section()
+    table.add_row("no early exit", f"{report.baseline_steps:.3f}", f"{100 * report.baseline_accuracy:.2f}", "baseline")
+    table.add_row("upper bound", f"{report.bound_steps:.3f}", f"{100 * report.bound_accuracy:.2f}", "knows the label")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{network}: alpha {calibration.alpha:g}, temperature {calibration.temperature:.4g}, threshold "
+        f"{calibration.threshold:.4g}, from {calibration.samples} images of {data}.",
+        "These numbers are fitted to this data: report accuracies on other images only.",
+        sep="\n",
+        highlight=False,
+    )

@@ -1,0 +1,99 @@
+"""dc-export: convert a quantised network to a spiking one and write it as a checked ONNX step graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..runtime.cli import command_errors
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--method", type=click.Choice(["qcfs", "qffs"]), default="qcfs", show_default=True, help="Conversion.")
+@click.option(
+    "-T", "--steps", type=int, help="Largest number of time steps. [default: 16 (qcfs), enough to settle (qffs)]"
+)
+@click.option(
+    "-K", "--steps-per-call", type=int, default=1, show_default=True, help="Time steps in one call of the graph."
+)
+@click.option("--frames", is_flag=True, help="The input varies in time: [K, N, C, H, W], one frame per step.")
+@click.option("--count-spikes", is_flag=True, help="Return the spikes of each layer and step (always with qffs).")
+@click.option(
+    "--calibrate-on",
+    type=click.Path(path_type=Path),
+    help="Labelled images (one folder per class, or .npz): fits the temperature and calibrates the early exit as well.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: MODEL_METHOD.onnx beside MODEL]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the export.")
+@command_errors
+def main(
+    model: Path,
+    method: str,
+    steps: int | None,
+    steps_per_call: int,
+    frames: bool,
+    count_spikes: bool,
+    calibrate_on: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Export MODEL (a model.pt with quantised activations) as one ONNX file that runs K time steps per call.
+
+    Before anything is written, the graph is stepped side by side with a torch simulation and a float64 oracle: logits,
+    spikes of every layer and exit steps must be equal, bit for bit.
+
+    \b
+    Examples:
+      dc-export model.pt
+      dc-export model.pt --method qffs -o net.onnx
+      dc-export model.pt -T 32 -K 4 --calibrate-on data/validation
+    """
+    import json
+    import time
+
+    from ..calib.calibrate import calibrate_file
+    from ..models.checkpoint import load_checkpoint, sha256_of
+    from ..runtime.cli import progress
+    from ..runtime.files import atomic_path
+    from ..runtime.images import labelled_arrays
+    from .export import ExportOptions, describe, export
+
+    started = time.perf_counter()
+    checkpoint = load_checkpoint(model)
+    output = output or model.with_name(f"{model.stem}_{method}.onnx")
+    data = None
+    if calibrate_on is not None:
+        data = labelled_arrays(calibrate_on, checkpoint.preprocessing, checkpoint.class_names)
+    with atomic_path(output) as part:  # before the work: a place that cannot be written is found out at once
+        exported = export(
+            checkpoint,
+            sha256_of(model),
+            ExportOptions(method, steps, steps_per_call, frames, count_spikes),
+            name=output.stem,
+            calibration_set=data,
+            track=lambda calls: progress(calls, "self-check", total=None),
+        )
+        part.write_bytes(exported.content)
+    if data is not None and calibrate_on is not None:
+        calibrate_file(output, *data, data_name=calibrate_on.name)
+    facts = {
+        "output": str(output),
+        "bytes": len(exported.content),
+        **describe(exported.manifest),
+        "self_check": {"images": exported.check.images, "spikes_equal": exported.check.spikes},
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    check = exported.check
+    click.echo(
+        f"{output}: {len(exported.content) / 1e6:.2f} MB, {method}, T = {exported.manifest.max_steps}, "
+        f"K = {steps_per_call}, {facts['seconds']:.1f} s\n"
+        f"self-check: oracle, torch simulation and graph are equal on {check.images} images x {check.steps} steps x "
+        f"{check.layers} layers ({check.spikes:,} spikes)"
+    )
+    if data is None:
+        click.echo(f"next: dc-calibrate {output} --data DIR   (until then every input runs all its steps)")

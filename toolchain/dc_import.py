@@ -1,0 +1,76 @@
+"""dc-import: convert a checkpoint that somebody else trained into a model.pt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..runtime.cli import command_errors
+
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+CLASS_NAMES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--normalisation",
+    required=True,
+    type=click.Choice(sorted(NORMALISATIONS)),
+    help="Mean and standard deviation the network was trained with; a checkpoint does not say.",
+)
+@click.option("--size", type=int, default=32, show_default=True, help="Side of the square images, in pixels.")
+@click.option("--resize", type=int, help="Shorter side before the centre crop to --size. [default: straight to --size]")
+@click.option("--class-names", help="cifar10, a file with one name per line, or a,b,c. [default: 0, 1, …]")
+@click.option("--bits", type=int, default=2, show_default=True, help="Bits of the activation quantiser.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("model.pt"), show_default=True)
+@command_errors
+def main(
+    checkpoint: Path,
+    normalisation: str,
+    size: int,
+    resize: int | None,
+    class_names: str | None,
+    bits: int,
+    output: Path,
+) -> None:
+    """Convert CHECKPOINT (a state_dict of a known family) into a model.pt.
+
+    Architecture, width, number of classes and shortcuts are read off the weights. Known families: the paper's demo and
+    akamaster/pytorch_resnet_cifar10. Nothing in the file is executed.
+
+    \b
+    Examples:
+      dc-import resnet20_lsq2.pt --normalisation imagenet --class-names cifar10 -o resnet20.pt
+    """
+    from ..models.checkpoint import safe_load, save_checkpoint
+    from ..runtime.manifest import Preprocessing
+    from .foreign import import_checkpoint
+
+    mean, std = NORMALISATIONS[normalisation]
+    preprocessing = Preprocessing(color="RGB", height=size, width=size, mean=mean, std=std, resize_shorter_side=resize)
+    imported = import_checkpoint(safe_load(checkpoint), str(checkpoint), preprocessing, _names(class_names), bits)
+    save_checkpoint(output, imported.checkpoint)
+    result = imported.checkpoint
+    dropped = f", dropped {', '.join(imported.dropped)}" if imported.dropped else ""
+    click.echo(
+        f"{output}: {result.architecture} ({imported.layout} layout), {result.arguments['activation']} activations, "
+        f"{len(result.class_names)} classes, {len(result.state_dict)} tensors, {len(imported.renamed)} renamed{dropped}"
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    if text in CLASS_NAMES:
+        return CLASS_NAMES[text]
+    if Path(text).is_file():
+        return tuple(Path(text).read_text(encoding="utf-8").split("\n")[:-1])
+    return tuple(text.split(","))

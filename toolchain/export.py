@@ -1,0 +1,159 @@
+"""From a checkpoint to a checked .onnx with its manifest inside: conversion, snapping, graph, self-check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from .. import __version__
+from ..calib.temperature import fit_temperature
+from ..models.checkpoint import Checkpoint
+from ..runtime.errors import DynamicConfidenceError
+from ..runtime.manifest import VERSION, Calibration, Input, Manifest, Numerics, Preprocessing, Provenance
+from ..runtime.onnx_file import bytes_with_manifest, graph_sha256
+from .onnx_from_snn import SCALE_INPUT, onnx_from_snn
+from .self_check import CheckReport, self_check, synthetic_pixels
+from .snap import snap
+from .snn import INPUT, Snn, default_alpha, default_steps
+from .snn_from_ann import snn_from_ann
+
+CHECK_BUDGET = 1.5e10
+"""Multiply-accumulates the float64 oracle may spend on the self-check: some seconds on one core."""
+CHECK_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    method: str = "qcfs"
+    steps: int | None = None
+    """Largest number of time steps T; None: `default_steps`."""
+    steps_per_call: int = 1
+    frames: bool = False
+    count_spikes: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    content: bytes
+    """The .onnx file."""
+    manifest: Manifest
+    check: CheckReport
+
+
+def export(
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    options: ExportOptions,
+    *,
+    name: str = "network",
+    calibration_set: tuple[np.ndarray, np.ndarray] | None = None,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Exported:
+    """Convert, snap, write and check a network. The same input always gives the same bytes.
+
+    `calibration_set` (pixels `[image, channel, y, x]`, labels `[image]`) gives the temperature of the quantised network,
+    the measured head-room and the images of the self-check; without it the temperature is 1 and the check uses noise.
+    `track` wraps the self-check's calls, for a progress bar.
+    Raises: DynamicConfidenceError for a network that cannot be converted, CheckFailed when the graph is not exact.
+    """
+    if options.steps_per_call < 1 or (options.steps is not None and options.steps < 1):
+        raise DynamicConfidenceError(
+            f"T = {options.steps}, K = {options.steps_per_call}: expected at least 1 time step and 1 step per call."
+        )
+    network = checkpoint.network()
+    converted = snn_from_ann(network, checkpoint.preprocessing, options.method)
+    if len(checkpoint.class_names) != converted.readout.shape[0]:
+        raise DynamicConfidenceError(
+            f"the checkpoint names {len(checkpoint.class_names)} classes, the network has {converted.readout.shape[0]}."
+        )
+    steps = options.steps or default_steps(options.method, converted.method.levels, len(converted.layers))
+    pixels = None if calibration_set is None else calibration_set[0]
+    called = -(-steps // options.steps_per_call) * options.steps_per_call
+    snn, grids = snap(converted, called, pixels)
+    graph, probed = (
+        onnx_from_snn(
+            snn,
+            steps_per_call=options.steps_per_call,
+            frames=options.frames,
+            count_spikes=options.count_spikes,
+            probe=probe,
+        )
+        for probe in (False, True)
+    )
+    temperature = 1.0
+    if calibration_set is not None:
+        temperature = fit_temperature(
+            ann_logits(network, checkpoint.preprocessing, calibration_set[0]), calibration_set[1]
+        )
+    manifest = Manifest(
+        version=VERSION,
+        name=name,
+        input=Input(
+            name=INPUT,
+            shape=graph.input_shape,
+            dtype="uint8",
+            frames=options.frames,
+            preprocessing=checkpoint.preprocessing,
+        ),
+        scale_input=SCALE_INPUT,
+        states=graph.states,
+        outputs=graph.outputs,
+        steps_per_call=options.steps_per_call,
+        max_steps=steps,
+        method=snn.method,
+        class_names=checkpoint.class_names,
+        calibration=Calibration(alpha=default_alpha(snn.method, steps), temperature=temperature),
+        numerics=Numerics(precision="fp32", exact=True, tf32=False, grids=grids),
+        provenance=Provenance(
+            checkpoint_sha256=checkpoint_sha256,
+            graph_sha256=graph_sha256(graph.model),
+            architecture=checkpoint.architecture,
+            tools={"dynamic-confidence": __version__, "onnx": onnx.__version__, "torch": str(torch.__version__)},
+        ),
+    )
+    count = int(np.clip(CHECK_BUDGET / (macs_per_step(snn) * called), 1, CHECK_IMAGES))
+    images = synthetic_pixels(snn.input_shape, count) if pixels is None else pixels[:count]
+    check = self_check(snn, graph.model, probed.model, manifest, images, track)
+    return Exported(bytes_with_manifest(graph.model, manifest), manifest, check)
+
+
+@torch.no_grad()
+def ann_logits(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, batch: int = 100) -> np.ndarray:
+    """Logits `[image, class]` of the quantised network itself on uint8 pixels `[image, channel, y, x]`."""
+    mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
+    parts = [
+        network((torch.from_numpy(pixels[i : i + batch]) / 255.0 - mean) / std) for i in range(0, len(pixels), batch)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def macs_per_step(snn: Snn) -> int:
+    """Multiply-accumulates of one dense time step."""
+    total = 0
+    for layer in (*snn.layers, snn.readout):
+        area = layer.shape[1] * layer.shape[2]
+        total += sum(synapse.weight.size * area for synapse in layer.synapses)
+    return total
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """What a person wants to know of an export, as plain values."""
+    grids = manifest.numerics.grids
+    return {
+        "method": manifest.method.name,
+        "max_steps": manifest.max_steps,
+        "steps_per_call": manifest.steps_per_call,
+        "input": list(manifest.input.shape),
+        "states": len(manifest.states),
+        "calibration": msgspec.to_builtins(manifest.calibration),
+        "coarsest_grid": min(grid.exponent for grid in grids),
+        "measured_head_room": [grid.layer for grid in grids if grid.source == "measured"],
+    }

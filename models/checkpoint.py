@@ -92,11 +92,21 @@ def safe_load(path: Path) -> Any:
             f"{path}: not loaded, because it holds more than weights or is no checkpoint at all, and unpickling such a "
             "file can run code. Save `model.state_dict()` with torch and convert it with `dc-import`."
         ) from error
-    except Exception as error:  # noqa: BLE001 - on junk, torch's unpickler raises whatever its stack machine runs into
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DynamicConfidenceError(
             f"{path}: not a checkpoint (torch.load: {reason}). Expected a file written by `dc-train` or `dc-import`."
         ) from error
+
+
+class _Plain(msgspec.Struct):
+    """The part of the file that is no tensor, with its types."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    notes: dict[str, Any]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -107,24 +117,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content = safe_load(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DynamicConfidenceError(
-            f"{path}: a torch file, but not a `model.pt` of this toolchain. If it holds the weights of a known network, "
-            f"convert it: `dc-import {path.name} -o model.pt`."
+            f"{path}: a torch file, but not a `model.pt` of this toolchain. If it holds the weights of a known "
+            f"network, convert it: `dc-import {path.name} -o model.pt`."
         )
     if content.get("version") != VERSION or set(content) != _KEYS:
         odd = ", ".join(sorted(set(content) ^ _KEYS)) or "none"
         raise DynamicConfidenceError(
-            f"{path}: version {content.get('version')} of the format (unknown or missing keys: {odd}), expected version "
-            f"{VERSION}. Write it again with this release's `dc-train` or `dc-import`."
+            f"{path}: version {content.get('version')} of the format (unknown or missing keys: {odd}), expected "
+            f"version {VERSION}. Write it again with this release's `dc-train` or `dc-import`."
         )
     try:
-        return Checkpoint(
-            architecture=msgspec.convert(content["architecture"], str),
-            arguments=msgspec.convert(content["arguments"], dict[str, Any]),
-            state_dict=_tensors(content["state_dict"]),
-            preprocessing=msgspec.convert(content["preprocessing"], Preprocessing),
-            class_names=msgspec.convert(content["class_names"], tuple[str, ...]),
-            notes=msgspec.convert(content["notes"], dict[str, Any]),
-        )
+        plain = msgspec.convert({name: content[name] for name in _Plain.__struct_fields__}, _Plain)
+        return Checkpoint(**msgspec.structs.asdict(plain), state_dict=_tensors(content["state_dict"]))
     except msgspec.ValidationError as error:
         raise DynamicConfidenceError(f"{path}: {error}. Write it again with `dc-train` or `dc-import`.") from error
 

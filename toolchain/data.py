@@ -1,4 +1,4 @@
-"""Labelled image sets for training: reading them with the runtime's own preprocessing, splitting, augmenting, digits."""
+"""Labelled image sets for training: read with the runtime's own preprocessing, split, augmented."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def split(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
     for name, count in zip(image_set.class_names, counts, strict=True):
         if count == 1:
             raise DynamicConfidenceError(
-                f"class '{name}' has a single image, which cannot be in both sets: add images, or give a validation set "
-                "of its own with --validation."
+                f"class '{name}' has a single image, which cannot be in both sets: add images, or give a validation "
+                "set of its own with --validation."
             )
     train, validation = _stratified(image_set.labels.numpy(), (1.0 - fraction, fraction), seed)
     return image_set.take(torch.from_numpy(train)), image_set.take(torch.from_numpy(validation))
@@ -130,13 +130,15 @@ def write_digits(folder: Path, seed: int = 0) -> None:
     """Write scikit-learn's digits as 16x16 grey images `folder/{train,calibration,test}/<digit>/<index>.png`.
 
     The 1797 images of 8x8 pixels 0..16 are scaled to 0..255, enlarged bilinearly and split 60/20/20 within each digit.
-    A folder written before is left as it is: it is moved into place whole, so it cannot be half there.
+    Digits written before are left as they are: they are moved into place whole, so they cannot be half there.
     Raises: BackendMissing without scikit-learn; DynamicConfidenceError when something else is in the way.
     """
     if folder.exists():
         if folder.is_dir() and {entry.name for entry in folder.iterdir()} == set(DIGIT_PARTS):
             return
-        raise DynamicConfidenceError(f"{folder}: exists and does not hold the digits. Choose another folder or remove it.")
+        raise DynamicConfidenceError(
+            f"{folder}: exists and does not hold the digits. Choose another folder or remove it."
+        )
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -145,25 +147,27 @@ def write_digits(folder: Path, seed: int = 0) -> None:
         ) from error
     from PIL import Image
 
-    digits = load_digits()
-    scaled = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    values, labels = load_digits(return_X_y=True)
+    scaled = np.rint(np.asarray(values).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             whole = Path(temporary) / folder.name
-            rows_of_part = _stratified(digits.target, tuple(DIGIT_PARTS.values()), seed)
+            rows_of_part = _stratified(np.asarray(labels), tuple(DIGIT_PARTS.values()), seed)
             for part, rows in zip(DIGIT_PARTS, rows_of_part, strict=True):
                 for row in rows:
-                    file = whole / part / str(digits.target[row]) / f"{row:04d}.png"
+                    file = whole / part / str(labels[row]) / f"{row:04d}.png"
                     file.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(scaled[row]).resize((16, 16), Image.Resampling.BILINEAR).save(file)
             whole.rename(folder)
     except OSError as error:
-        raise DynamicConfidenceError(f"{folder}: cannot write there ({error.strerror}). Choose another folder.") from error
+        raise DynamicConfidenceError(
+            f"{folder}: cannot write there ({error.strerror}). Choose another folder."
+        ) from error
 
 
 def _stratified(labels: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Cut the rows of every class into parts of these fractions (the last ones get at least one); sorted rows per part."""
+    """Cut the rows of every class into parts of these fractions (at least one row each); sorted rows per part."""
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in fractions]
     for label in np.unique(labels):
@@ -183,8 +187,7 @@ def _offsets(count: int, size: int) -> Tensor:
 def _read(path: Path, preprocessing: Preprocessing, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     from rich.console import Console
 
-    console = Console(stderr=True)
-    with console.status(f"reading {path.name} …"):
+    with Console(stderr=True).status(f"reading {path.name} …"):
         return labelled_arrays(path, preprocessing, names)
 
 
@@ -196,7 +199,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
         return tuple(str(index) for index in range(int(labels.max()) + 1))
     if not path.is_dir():
         raise DynamicConfidenceError(
-            f"{path}: no such data set. Expected a folder with one folder per class, or an .npz with 'image' and 'label'."
+            f"{path}: no such data set. Expected one folder per class in a folder, or an .npz with 'image' and 'label'."
         )
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
@@ -225,8 +228,8 @@ def _first_array(path: Path) -> tuple[Color, tuple[int, int]]:
     if len(shape) == 4 and shape[3] in (1, 3):
         return "RGB" if shape[3] == 3 else "L", (shape[1], shape[2])
     raise DynamicConfidenceError(
-        f"{path}: got images of shape {list(shape)}, expected [N, y, x], [N, channel, y, x] or [N, y, x, channel] with 1 or 3 "
-        "channels."
+        f"{path}: got images of shape {list(shape)}, expected [N, y, x], [N, channel, y, x] or [N, y, x, channel] with "
+        "1 or 3 channels."
     )
 
 
@@ -235,7 +238,9 @@ def _first_file(path: Path) -> tuple[Color, tuple[int, int]]:
 
     files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     if not files:
-        raise DynamicConfidenceError(f"{path}: no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise DynamicConfidenceError(
+            f"{path}: no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})."
+        )
     first = min(files)
     try:
         with Image.open(first) as opened:

@@ -14,7 +14,7 @@ import torch
 
 from ..runtime.manifest import Grid
 from .simulate import simulate, simulation_from_snn
-from .snn import INPUT, Layer, Pool, Snn
+from .snn import Layer, Pool, Snn
 
 FLOAT32_BITS = 24
 FINE_ENOUGH = 14

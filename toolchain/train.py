@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..models.checkpoint import Checkpoint, safe_load, write_torch_file
+from ..models.checkpoint import Checkpoint
 from ..models.lsq import LSQ, initialise_scales, positive_scales, scales_are_fresh
 from ..models.registry import build
 from ..runtime.errors import BackendMissing, DynamicConfidenceError
 from ..runtime.manifest import Preprocessing
 from .data import AUGMENTATIONS, ImageSet, augmented, normalised
+from .training_state import EpochReport, Progress, origin_of, resumed, save_state
 
-STATE_FORMAT = "dynamic-confidence/training"
 SCHEDULES = ("cosine", "exponential")
 FINAL_LR = 0.01  # share of the learning rate that the exponential schedule ends with
 _EVALUATION_BATCH = 256
@@ -33,7 +30,7 @@ class TrainingOptions:
     """Everything that decides the result, beside the data and the starting weights."""
 
     epochs: int = 20
-    batch: int = 32
+    batch: int = 16
     lr: float = 0.05
     weight_decay: float = 5e-4
     momentum: float = 0.9
@@ -43,7 +40,9 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 2:
-            raise DynamicConfidenceError(f"epochs {self.epochs}, batch {self.batch}: expected at least 1 epoch, 2 images.")
+            raise DynamicConfidenceError(
+                f"epochs {self.epochs}, batch {self.batch}: expected at least 1 epoch, 2 images."
+            )
         if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.momentum < 1):
             raise DynamicConfidenceError(
                 f"lr {self.lr:g}, weight decay {self.weight_decay:g}, momentum {self.momentum:g}: expected lr > 0, "
@@ -52,29 +51,6 @@ class TrainingOptions:
         for what, value, known in (("schedule", self.schedule, SCHEDULES), ("augment", self.augment, AUGMENTATIONS)):
             if value not in known:
                 raise DynamicConfidenceError(f"{what} '{value}' is unknown, known: {', '.join(known)}.")
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What one epoch gave."""
-
-    epoch: int
-    epochs: int
-    loss: float
-    """Mean cross-entropy over the training images."""
-    accuracy: float
-    """Share of the validation images, 0..1."""
-    best_accuracy: float
-
-
-@dataclass(frozen=True)
-class _Progress:
-    """What a resume file holds beside the network and the optimiser."""
-
-    epoch: int
-    best_epoch: int
-    best_accuracy: float
-    best_weights: dict[str, Tensor]
 
 
 def untrained(
@@ -96,14 +72,16 @@ def quantised_from_float(checkpoint: Checkpoint, bits: int) -> Checkpoint:
     activation = checkpoint.arguments.get("activation", "lsq")
     if activation != "relu":
         raise DynamicConfidenceError(
-            f"the network is quantised already ({activation}, {checkpoint.arguments.get('bits', 2)} bits), expected one "
-            "trained with `dc-train --activation relu` or imported as such. Fine-tune it without --bits."
+            f"the network is quantised already ({activation}, {checkpoint.arguments.get('bits', 2)} bits), expected "
+            "one trained with `dc-train --activation relu` or imported as such. Fine-tune it without --bits."
         )
     arguments = {**checkpoint.arguments, "activation": "lsq", "bits": bits}
     with torch.random.fork_rng(devices=[]):
         fresh = build(checkpoint.architecture, **arguments).state_dict()
     weights = {**fresh, **checkpoint.state_dict}
-    return replace(checkpoint, arguments=arguments, state_dict=weights, notes={**checkpoint.notes, "quantised_bits": bits})
+    return replace(
+        checkpoint, arguments=arguments, state_dict=weights, notes={**checkpoint.notes, "quantised_bits": bits}
+    )
 
 
 def learning_rate(options: TrainingOptions, done: float) -> float:
@@ -122,58 +100,43 @@ def train(
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     device: str = "cpu",
+    on_resume: Callable[[int], None] | None = None,
 ) -> Checkpoint:
     """Train or fine-tune a network and return it with the weights of its best epoch on the validation set.
 
     `state_path` is written after every epoch; where it exists, training goes on from there, and on a CPU with the same
     number of threads the result is bit-identical to that of an uninterrupted run. It is left for the caller to remove.
-    `on_batch(done, total)` counts batches over all epochs.
+    `on_batch(done, total)` counts batches over all epochs; `on_resume(epoch)` tells which epoch was the last one done.
     Raises: DynamicConfidenceError when the resume file belongs to another training, the images do not fit the network,
     or training diverges; BackendMissing for a GPU that is not there.
     """
     place = torch_device(device)
     network = checkpoint.network().to(place)
-    _check_fit(network, checkpoint, train_set, place)
+    _check_fit(network, checkpoint, train_set)
     optimizer = _optimizer(network, options)
-    origin = _origin(checkpoint, train_set, validation_set, options)
-    progress = _resumed(state_path, origin, network, optimizer) if state_path.exists() else None
-    batches = math.ceil(len(train_set) / options.batch)
+    origin = origin_of(checkpoint, train_set, validation_set, asdict(options))
+    progress = resumed(state_path, origin, network, optimizer) if state_path.exists() else Progress()
+    if progress.epoch and on_resume:
+        on_resume(progress.epoch)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        if progress is None and scales_are_fresh(network):
+        if not progress.epoch and scales_are_fresh(network):
             torch.manual_seed(options.seed)
+            # Shuffled, because a folder's first images are all of one class.
             first = torch.randperm(len(train_set))[: options.batch]
             initialise_scales(network.train(), normalised(train_set.pixels[first].to(place), train_set.preprocessing))
-        for epoch in range(progress.epoch + 1 if progress else 1, options.epochs + 1):
-            # Each epoch has its own random stream, so a resumed run needs no generator states to continue exactly.
-            torch.manual_seed(options.seed * 1_000_003 + epoch)
-            total = 0.0
+        for epoch in range(progress.epoch + 1, options.epochs + 1):
             try:
-                for index, rows in enumerate(torch.randperm(len(train_set)).tensor_split(batches)):
-                    done = (epoch - 1) * batches + index
-                    lr = learning_rate(options, done / (options.epochs * batches))
-                    loss = _batch_step(network, optimizer, train_set.take(rows), lr, options.augment, place)
-                    if not math.isfinite(loss):
-                        raise DynamicConfidenceError(
-                            f"epoch {epoch}: the loss is {loss}, expected a finite number. Train with a smaller learning rate "
-                            f"(`--lr`, now {options.lr:g})."
-                        )
-                    total += loss * len(rows)
-                    if on_batch:
-                        on_batch(done + 1, options.epochs * batches)
-                positive_scales(network)
+                loss = _train_epoch(network, optimizer, train_set, options, epoch, on_batch)
             except DynamicConfidenceError:
                 state_path.unlink(missing_ok=True)  # resuming would run into the same error
                 raise
-            accuracy = accuracy_of(network, validation_set, place)
-            if progress is None or accuracy >= progress.best_accuracy:
-                progress = _Progress(epoch, epoch, accuracy, _weights(network))
+            accuracy = accuracy_of(network, validation_set)
+            if accuracy >= progress.best_accuracy:  # of equals the later: its step was smaller
+                progress = Progress(epoch, epoch, accuracy, _weights(network))
             progress = replace(progress, epoch=epoch)
-            _save_state(state_path, origin, network, optimizer, progress)
+            save_state(state_path, origin, network, optimizer, progress)
             if on_epoch:
-                mean = total / len(train_set)
-                on_epoch(EpochReport(epoch, options.epochs, mean, accuracy, progress.best_accuracy))
-    if progress is None:
-        raise RuntimeError("at least one epoch has run: TrainingOptions refuses fewer")
+                on_epoch(EpochReport(epoch, options.epochs, loss, accuracy, progress.best_accuracy))
     notes = {
         "recipe": asdict(options),
         "training_images": len(train_set),
@@ -186,13 +149,13 @@ def train(
 
 
 @torch.no_grad()
-def accuracy_of(network: nn.Module, image_set: ImageSet, device: torch.device) -> float:
+def accuracy_of(network: nn.Module, image_set: ImageSet) -> float:
     """Return the share (0..1) of images the network, switched to evaluation mode, classifies correctly."""
-    network.eval()
+    place = _device_of(network.eval())
     right = 0
     for start in range(0, len(image_set), _EVALUATION_BATCH):
         rows = slice(start, start + _EVALUATION_BATCH)
-        logits = network(normalised(image_set.pixels[rows].to(device), image_set.preprocessing))
+        logits = network(normalised(image_set.pixels[rows].to(place), image_set.preprocessing))
         right += int((logits.argmax(1).cpu() == image_set.labels[rows]).sum())
     return right / len(image_set)
 
@@ -208,11 +171,42 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and present) else "cpu")
 
 
-def _batch_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, images: ImageSet, lr: float, augment: str, place: torch.device
+def _train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_set: ImageSet,
+    options: TrainingOptions,
+    epoch: int,
+    on_batch: Callable[[int, int], None] | None,
+) -> float:
+    """Train for one epoch in place and return the mean loss per image."""
+    # Each epoch has a random stream of its own, so that a resumed run goes on exactly.
+    torch.manual_seed(options.seed * 1_000_003 + epoch)
+    batches = math.ceil(len(train_set) / options.batch)
+    total = 0.0
+    # Batches of nearly equal size: a last batch of one image would break batch normalisation.
+    for index, rows in enumerate(torch.randperm(len(train_set)).tensor_split(batches)):
+        done = (epoch - 1) * batches + index
+        lr = learning_rate(options, done / (options.epochs * batches))
+        loss = _train_batch(network, optimizer, train_set.take(rows), lr, options.augment)
+        if not math.isfinite(loss):
+            raise DynamicConfidenceError(
+                f"epoch {epoch}: the loss is {loss}, expected a finite number. Train with a smaller learning rate "
+                f"(`--lr`, now {options.lr:g})."
+            )
+        total += loss * len(rows)
+        if on_batch:
+            on_batch(done + 1, options.epochs * batches)
+    positive_scales(network)
+    return total / len(train_set)
+
+
+def _train_batch(
+    network: nn.Module, optimizer: torch.optim.Optimizer, images: ImageSet, lr: float, augment: str
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = lr
+    place = _device_of(network)
     pixels = augmented(images.pixels, augment).to(place)
     logits = network.train()(normalised(pixels, images.preprocessing))
     loss = functional.cross_entropy(logits, images.labels.to(place))
@@ -232,13 +226,20 @@ def _optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Opti
 
 
 @torch.no_grad()
-def _check_fit(network: nn.Module, checkpoint: Checkpoint, train_set: ImageSet, place: torch.device) -> None:
+def _check_fit(network: nn.Module, checkpoint: Checkpoint, train_set: ImageSet) -> None:
+    if (train_set.preprocessing, train_set.class_names) != (checkpoint.preprocessing, checkpoint.class_names):
+        raise DynamicConfidenceError(
+            "the images were read with other preprocessing or class names than the network's: read them with "
+            "`load_image_set(path, checkpoint.preprocessing, checkpoint.class_names)`."
+        )
+    place = _device_of(network)
     try:
         classes = network(normalised(train_set.pixels[:1].to(place), train_set.preprocessing)).shape[1]
     except RuntimeError as error:
         raise DynamicConfidenceError(
-            f"{checkpoint.architecture} {checkpoint.arguments} cannot take images of {list(train_set.pixels.shape[1:])} "
-            f"({str(error).splitlines()[0]}). Choose another --size, --form or --architecture."
+            f"{checkpoint.architecture} {checkpoint.arguments} cannot take images of "
+            f"{list(train_set.pixels.shape[1:])} ({str(error).splitlines()[0]}). "
+            "Choose another --size, --form or --architecture."
         ) from error
     if classes != len(train_set.class_names):
         raise DynamicConfidenceError(f"the network has {classes} classes, the data {len(train_set.class_names)}.")
@@ -248,61 +249,5 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
-def _origin(
-    checkpoint: Checkpoint, train_set: ImageSet, validation_set: ImageSet, options: TrainingOptions
-) -> dict[str, Any]:
-    """What a resume file must agree on, as plain values."""
-    return {
-        **asdict(options),
-        "architecture": checkpoint.architecture,
-        "arguments": dict(checkpoint.arguments),
-        "preprocessing": msgspec.to_builtins(train_set.preprocessing, builtin_types=()),
-        "class names": list(train_set.class_names),
-        "starting weights": _digest(*checkpoint.state_dict.values()),
-        "training data": _digest(train_set.pixels, train_set.labels),
-        "validation data": _digest(validation_set.pixels, validation_set.labels),
-    }
-
-
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _save_state(
-    path: Path, origin: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress
-) -> None:
-    content = {
-        "format": STATE_FORMAT,
-        "origin": origin,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "progress": {name: getattr(progress, name) for name in _Progress.__dataclass_fields__},
-    }
-    write_torch_file(path, content)
-
-
-def _resumed(
-    path: Path, origin: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer
-) -> _Progress:
-    """Load a resume file into the network and the optimiser."""
-    remedy = "Delete it or use `--fresh` to begin anew."
-    try:
-        content = safe_load(path)
-    except DynamicConfidenceError as error:
-        raise DynamicConfidenceError(f"{path}: not a readable resume file. {remedy}") from error
-    if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
-        raise DynamicConfidenceError(f"{path}: not a resume file of `dc-train`. {remedy}")
-    saved = content["origin"]
-    other = [_difference(key, saved.get(key), value) for key, value in origin.items() if saved.get(key) != value]
-    if other:
-        raise DynamicConfidenceError(f"{path}: the resume file of another training ({', '.join(other)}). {remedy}")
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(copy.deepcopy(content["optimizer"]))
-    return _Progress(**content["progress"])
-
-
-def _difference(key: str, saved: Any, wanted: Any) -> str:
-    return f"{key} {saved}, now {wanted}" if isinstance(wanted, int | float) else f"another {key}"
+def _device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

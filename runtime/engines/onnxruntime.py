@@ -93,7 +93,7 @@ def _session(content: bytes, path: Path, threads: int | None, optimize: bool) ->
     try:
         # From bytes, not from the path: a session that knows no path cannot read other files.
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class; the cause is kept
+    except Exception as error:
         raise DynamicConfidenceError(
             f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}. "
             "Export the network again with `dc-export model.pt`."

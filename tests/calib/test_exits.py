@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dynamic_confidence.calib.exits import (
     capped_curve,
     exit_steps,
@@ -17,8 +20,6 @@ from dynamic_confidence.calib.exits import (
 )
 from dynamic_confidence.runtime.confidence import max_softmax
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/published_trace.json"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from dynamic_confidence.calib.temperature import (
     BOUNDS,
     expected_calibration_error,

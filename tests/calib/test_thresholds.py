@@ -6,6 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dynamic_confidence.calib.exits import exit_steps
 from dynamic_confidence.calib.thresholds import (
     PAPER_GRID,
@@ -18,8 +21,6 @@ from dynamic_confidence.calib.thresholds import (
 )
 from dynamic_confidence.calib.trace import Trace
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def brute_force(confidence: np.ndarray, correct: np.ndarray, last_step: np.ndarray, threshold: float, min_step: int):

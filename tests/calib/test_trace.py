@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from dynamic_confidence.calib.trace import Trace
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 

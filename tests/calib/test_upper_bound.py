@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dynamic_confidence.calib.exits import capped_curve, exit_steps
 from dynamic_confidence.calib.upper_bound import upper_bound
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @st.composite

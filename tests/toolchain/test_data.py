@@ -1,0 +1,209 @@
+"""Image sets: one preprocessing with the runtime, splits, augmentation, the digits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.images import pixels_from_image
+from dynamic_confidence.runtime.manifest import Preprocessing
+from dynamic_confidence.toolchain.data import (
+    ImageSet,
+    augmented,
+    load_image_set,
+    normalised,
+    pixel_statistics,
+    split,
+    write_digits,
+)
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder)
+    return folder
+
+
+def write_tree(folder: Path, count: int = 3, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("b", "a"):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+            Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name / f"{index}.png")
+    return folder
+
+
+def toy_set(counts: tuple[int, ...]) -> ImageSet:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    # Each image is told apart by its pixels.
+    pixels = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    preprocessing = Preprocessing(color="L", height=2, width=2, mean=(0.0,), std=(1.0,))
+    return ImageSet(pixels, labels, tuple(map(str, range(len(counts)))), preprocessing)
+
+
+def test_digits_tree(digits: Path, tmp_path: Path):
+    files = {part: sorted((digits / part).rglob("*.png")) for part in ("train", "calibration", "test")}
+    counts = {part: len(found) for part, found in files.items()}
+    assert sum(counts.values()) == 1797
+    assert abs(counts["train"] - 1077) <= 5
+    assert abs(counts["calibration"] - 360) <= 5
+    assert {folder.name for folder in (digits / "test").iterdir()} == set("0123456789")
+    assert len({file.name for found in files.values() for file in found}) == 1797  # no image in two parts
+    with Image.open(files["test"][0]) as image:
+        assert (image.mode, image.size) == ("L", (16, 16))
+    again = tmp_path / "again"
+    write_digits(again)
+    assert all((again / file.relative_to(digits)).read_bytes() == file.read_bytes() for file in files["test"])
+    write_digits(again)  # what is there is left alone
+    assert [entry.name for entry in tmp_path.iterdir()] == ["again"]
+
+
+def test_digits_do_not_overwrite_something_else(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DynamicConfidenceError, match=r"exists and does not hold the digits\. Choose another folder"):
+        write_digits(tmp_path / "mine")
+
+
+def test_digits_set_has_its_own_statistics(digits: Path):
+    images = load_image_set(digits / "calibration")
+    assert images.pixels.dtype == torch.uint8
+    assert images.pixels.shape[1:] == (1, 16, 16)
+    assert (images.preprocessing.color, images.preprocessing.height) == ("L", 16)
+    assert images.class_names == tuple("0123456789")
+    values = normalised(images.pixels, images.preprocessing)
+    assert float(values.mean()) == pytest.approx(0.0, abs=1e-4)
+    assert float(values.std()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_statistics_equal_the_definition_and_survive_a_constant_channel():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 5), np.uint8)
+    pixels[:, 2] = 9
+    mean, std = pixel_statistics(pixels)
+    np.testing.assert_allclose(mean, (pixels / 255).mean(axis=(0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(std[:2], (pixels / 255).std(axis=(0, 2, 3))[:2], atol=1e-6)
+    assert std[2] == 1.0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_array_and_folder_give_the_same_set(tmp_path: Path, mode: str):
+    tree = write_tree(tmp_path / "tree", mode=mode)
+    from_tree = load_image_set(tree)
+    array = from_tree.pixels.numpy().transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "set.npz", image=array if mode == "RGB" else array[..., 0], label=from_tree.labels.numpy())
+    from_array = load_image_set(tmp_path / "set.npz")
+    assert from_tree.class_names == ("a", "b")
+    assert from_array.class_names == ("0", "1")
+    assert from_tree.preprocessing == from_array.preprocessing
+    assert (from_tree.preprocessing.height, from_tree.preprocessing.width) == (5, 6)
+    assert torch.equal(from_tree.pixels, from_array.pixels)
+    assert torch.equal(from_tree.labels, from_array.labels)
+
+
+def test_training_sees_the_pixels_that_inference_sees(tmp_path: Path):
+    tree = write_tree(tmp_path / "tree", size=(20, 12))
+    images = load_image_set(tree, size=8)
+    assert images.preprocessing.shape == (3, 8, 8)
+    expected = pixels_from_image(tree / "a" / "0.png", images.preprocessing)
+    assert np.array_equal(images.pixels[0].numpy(), expected)
+
+
+def test_colour_can_be_chosen(tmp_path: Path):
+    assert load_image_set(write_tree(tmp_path / "tree"), color="L").pixels.shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"image": np.zeros((2, 4, 4), np.uint8)}, r"has no labels\. Expected an \.npz with 'image' and 'label'"),
+        (
+            {"image": np.zeros((2, 4, 4, 2), np.uint8), "label": np.arange(2)},
+            r"got images of shape \[2, 4, 4, 2\], expe",
+        ),
+        ({"image": np.zeros((2, 4, 4), np.uint8), "label": np.array([0, -1])}, r"label -1 is outside the 1 classes"),
+    ],
+)
+def test_arrays_that_are_no_set(tmp_path: Path, arrays: dict[str, np.ndarray], text: str):
+    np.savez(tmp_path / "set.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DynamicConfidenceError, match=text):
+        load_image_set(tmp_path / "set.npz")
+
+
+def test_folders_that_are_no_set(tmp_path: Path):
+    with pytest.raises(DynamicConfidenceError, match=r"no such data set\. Expected one folder per class"):
+        load_image_set(tmp_path / "missing")
+    with pytest.raises(DynamicConfidenceError, match="expected one folder of images per class, got no folder in it"):
+        load_image_set(tmp_path)
+    (tmp_path / "class").mkdir()
+    with pytest.raises(DynamicConfidenceError, match="no image in this folder"):
+        load_image_set(tmp_path)
+    (tmp_path / "class" / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(DynamicConfidenceError, match="not a readable image"):
+        load_image_set(tmp_path)
+
+
+def test_a_folder_of_an_unknown_class_is_refused(tmp_path: Path):
+    tree = write_tree(tmp_path / "tree")
+    known = load_image_set(tree)
+    with pytest.raises(
+        DynamicConfidenceError, match=r"b/0\.png: has no label\. Expected one folder per class, named a, c"
+    ):
+        load_image_set(tree, known.preprocessing, ("a", "c"))
+
+
+def test_split_is_stratified_disjoint_complete_and_deterministic():
+    images = toy_set((40, 10, 2))
+    train, validation = split(images, 0.25, seed=3)
+    assert torch.bincount(validation.labels).tolist() == [10, 2, 1]
+    assert torch.bincount(train.labels).tolist() == [30, 8, 1]
+    both = torch.cat([train.pixels, validation.pixels])[:, 0, 0, 0]
+    assert sorted(both.tolist()) == list(range(52))
+    again, _ = split(images, 0.25, seed=3)
+    other, _ = split(images, 0.25, seed=4)
+    assert torch.equal(train.pixels, again.pixels)
+    assert not torch.equal(train.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_split_refuses_a_fraction_outside_0_to_1(fraction: float):
+    with pytest.raises(DynamicConfidenceError, match="validation fraction .*: expected a number between 0 and 1"):
+        split(toy_set((4, 4)), fraction, 0)
+
+
+def test_split_refuses_a_class_of_one():
+    with pytest.raises(DynamicConfidenceError, match="class '1' has a single image"):
+        split(toy_set((4, 1)), 0.5, 0)
+
+
+def test_shift_moves_by_up_to_an_eighth_and_repeats_the_edge():
+    torch.manual_seed(0)
+    pixels = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(100, 2, 1, 1)
+    changed = augmented(pixels, "shift")
+    assert changed.shape == pixels.shape
+    assert changed.dtype == torch.uint8
+    padded = np.pad(pixels[0, 0].numpy(), 1, mode="edge")
+    windows = {padded[y : y + 8, x : x + 8].tobytes() for y in range(3) for x in range(3)}
+    assert {image.numpy().tobytes() for image in changed[:, 0]} == windows
+    assert torch.equal(changed[:, 0], changed[:, 1])
+
+
+def test_crop_flip_mirrors_about_half_and_none_changes_nothing():
+    torch.manual_seed(0)
+    pixels = torch.arange(8, dtype=torch.uint8).expand(200, 1, 8, 8).contiguous()
+    mirrored = augmented(pixels, "crop-flip")[:, 0, 0, 0] > 3
+    assert 70 < int(mirrored.sum()) < 130
+    assert augmented(pixels, "none") is pixels
+    with pytest.raises(DynamicConfidenceError, match="augmentation 'rotate' is unknown, known: none, shift, crop-flip"):
+        augmented(pixels, "rotate")
+
+
+def test_normalised_is_the_written_formula():
+    images = replace(toy_set((3,)), preprocessing=Preprocessing(color="L", height=2, width=2, mean=(0.4,), std=(0.5,)))
+    values = normalised(images.pixels, images.preprocessing)
+    np.testing.assert_allclose(values[2].numpy(), (2 / 255 - 0.4) / 0.5, rtol=1e-6)

@@ -1,0 +1,327 @@
+"""Training: it learns, resumes bit-identically, refuses what does not belong, and dc-train says what it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from dynamic_confidence.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dynamic_confidence.models.lsq import LSQ
+from dynamic_confidence.models.registry import ARCHITECTURES
+from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
+from dynamic_confidence.toolchain import train as train_module
+from dynamic_confidence.toolchain.data import AUGMENTATIONS, ImageSet, load_image_set, split, write_digits
+from dynamic_confidence.toolchain.dc_train import main
+from dynamic_confidence.toolchain.train import (
+    SCHEDULES,
+    TrainingOptions,
+    accuracy_of,
+    learning_rate,
+    quantised_from_float,
+    torch_device,
+    train,
+    untrained,
+)
+from dynamic_confidence.toolchain.training_state import EpochReport
+
+Sets = tuple[ImageSet, ImageSet]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(digits: Path) -> Sets:
+    """240 and 119 digits of 8x8 pixels."""
+    return split(load_image_set(digits / "test", size=8), 1 / 3, seed=0)
+
+
+def start(sets: Sets, **arguments: Any) -> Checkpoint:
+    return untrained("resnet8", {"width": 4, **arguments}, sets[0].preprocessing, sets[0].class_names, seed=0)
+
+
+def assert_same_weights(one: Checkpoint, other: Checkpoint) -> None:
+    assert one.state_dict.keys() == other.state_dict.keys()
+    for name, tensor in one.state_dict.items():
+        assert torch.equal(tensor, other.state_dict[name]), name
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(epoch: int) -> Any:
+    def on_epoch(report: EpochReport) -> None:
+        if report.epoch == epoch:
+            raise Stop
+
+    return on_epoch
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, sets: Sets, augment: str):
+    options = TrainingOptions(epochs=4, augment=augment)
+    whole = train(start(sets), *sets, options, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(start(sets), *sets, options, tmp_path / "parts", on_epoch=stop_after(2))
+    torch.manual_seed(123)  # whatever happened to the global random state in between
+    torch.rand(10)
+    resumed_after: list[int] = []
+    reports: list[EpochReport] = []
+    parts = train(
+        start(sets), *sets, options, tmp_path / "parts", on_epoch=reports.append, on_resume=resumed_after.append
+    )
+    assert resumed_after == [2]
+    assert [report.epoch for report in reports] == [3, 4]
+    assert_same_weights(whole, parts)
+    assert whole.notes == parts.notes
+    # A finished training is not repeated.
+    assert_same_weights(whole, train(start(sets), *sets, options, tmp_path / "parts", on_epoch=stop_after(4)))
+
+
+def test_training_leaves_the_global_random_state_alone(tmp_path: Path, sets: Sets):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(start(sets), *sets, TrainingOptions(epochs=1), tmp_path / "state")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_resume_file_of_another_training_is_refused(tmp_path: Path, sets: Sets):
+    state, options = tmp_path / "model.pt.training", TrainingOptions(epochs=2)
+    with pytest.raises(Stop):
+        train(start(sets), *sets, options, state, on_epoch=stop_after(1))
+    remedy = r"Delete it or use `--fresh` to begin anew\."
+    one, two = sets
+    half = one.take(torch.arange(0, len(one), 2))
+    other_start = untrained("resnet8", {"width": 4}, one.preprocessing, one.class_names, seed=1)
+    for checkpoint, train_set, other_options, text in (
+        (start(sets), one, replace(options, lr=0.01), r"\(lr 0\.05, now 0\.01\)"),
+        (start(sets), one, replace(options, seed=1, epochs=3), r"\(epochs 2, now 3, seed 0, now 1\)"),
+        (start(sets), one, replace(options, schedule="exponential"), r"\(another schedule\)"),
+        (start(sets, width=6), one, options, r"\(another arguments, another starting weights\)"),
+        (other_start, one, options, r"\(another starting weights\)"),
+        (start(sets), half, options, r"\(another training data\)"),
+    ):
+        with pytest.raises(DynamicConfidenceError, match=rf"the resume file of another training {text}\. {remedy}"):
+            train(checkpoint, train_set, two, other_options, state)
+    save_checkpoint(state, start(sets))
+    with pytest.raises(DynamicConfidenceError, match=rf"not a resume file of `dc-train`\. {remedy}"):
+        train(start(sets), *sets, options, state)
+    state.write_bytes(b"half")
+    with pytest.raises(DynamicConfidenceError, match=rf"not a readable resume file\. {remedy}"):
+        train(start(sets), *sets, options, state)
+
+
+def test_it_learns_and_keeps_the_best_epoch(tmp_path: Path, sets: Sets):
+    reports: list[EpochReport] = []
+    batches: list[tuple[int, int]] = []
+    trained = train(
+        start(sets, width=8),
+        *sets,
+        TrainingOptions(epochs=12, augment="none"),
+        tmp_path / "state",
+        on_epoch=reports.append,
+        on_batch=lambda done, total: batches.append((done, total)),
+    )
+    assert reports[-1].loss < 0.4 * reports[0].loss
+    best = max(report.accuracy for report in reports)
+    assert best > 0.8
+    network = trained.network()
+    assert accuracy_of(network, sets[1]) == best == trained.notes["validation_accuracy"] == reports[-1].best_accuracy
+    assert reports[trained.notes["best_epoch"] - 1].accuracy == best
+    assert all(float(m.scale.detach()) > 0 for m in network.modules() if isinstance(m, LSQ))
+    assert batches == [(i + 1, 12 * 15) for i in range(12 * 15)]
+    assert trained.notes["recipe"]["epochs"] == 12
+    assert (trained.notes["training_images"], trained.notes["validation_images"]) == tuple(map(len, sets))
+
+
+def test_scales_get_no_weight_decay_and_are_initialised_once(tmp_path: Path, sets: Sets):
+    frozen = TrainingOptions(epochs=1, lr=1e-12, weight_decay=1e9)
+    first = train(start(sets), *sets, frozen, tmp_path / "a")
+    scales = {name: value for name, value in first.state_dict.items() if name.endswith(".scale")}
+    assert len(scales) == 7
+    assert all(float(value) not in (0.0, 1.0) for value in scales.values())
+    second = train(first, *sets, frozen, tmp_path / "b")
+    for name, value in scales.items():
+        assert torch.allclose(second.state_dict[name], value, rtol=1e-4), name
+    assert not torch.allclose(second.state_dict["fc.weight"], first.state_dict["fc.weight"], rtol=1e-2)
+    assert second.notes["before"] == first.notes
+
+
+def test_quantised_from_float_copies_the_weights(tmp_path: Path, sets: Sets):
+    float_one = train(start(sets, activation="relu"), *sets, TrainingOptions(epochs=1), tmp_path / "state")
+    quantised = quantised_from_float(float_one, bits=3)
+    assert quantised.arguments == {**float_one.arguments, "activation": "lsq", "bits": 3}
+    assert all(torch.equal(quantised.state_dict[name], tensor) for name, tensor in float_one.state_dict.items())
+    assert all(name.endswith(".scale") for name in quantised.state_dict.keys() - float_one.state_dict.keys())
+    assert quantised.notes == {**float_one.notes, "quantised_bits": 3}
+    assert {m.levels for m in quantised.network().modules() if isinstance(m, LSQ)} == {7}
+    with pytest.raises(DynamicConfidenceError, match=r"the network is quantised already \(lsq, 3 bits\)"):
+        quantised_from_float(quantised, bits=2)
+
+
+def test_a_loss_that_is_not_finite_is_one_error_and_leaves_no_resume_file(tmp_path: Path, sets: Sets):
+    with pytest.raises(DynamicConfidenceError, match=r"epoch 1: the loss is (nan|inf), .*\(`--lr`, now 1e\+30\)"):
+        train(start(sets, activation="relu"), *sets, TrainingOptions(epochs=1, lr=1e30), tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_do_not_fit_the_network(tmp_path: Path, sets: Sets):
+    vgg = untrained("vgg16", {"width": 2}, sets[0].preprocessing, sets[0].class_names, seed=0)
+    with pytest.raises(DynamicConfidenceError, match=r"vgg16 .* cannot take images of \[1, 8, 8\] .*another --size"):
+        train(vgg, *sets, TrainingOptions(epochs=1), tmp_path / "state")
+    renamed = replace(start(sets), class_names=tuple("abcdefghij"))
+    with pytest.raises(DynamicConfidenceError, match="read with other preprocessing or class names than the network's"):
+        train(renamed, *sets, TrainingOptions(epochs=1), tmp_path / "state")
+
+
+def test_learning_rate_schedules():
+    cosine, exponential = TrainingOptions(lr=0.2), TrainingOptions(lr=0.2, schedule="exponential")
+    assert [learning_rate(cosine, x) for x in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.1, 0.0])
+    assert [learning_rate(exponential, x) for x in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.02, 0.002])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"epochs": 0}, "epochs 0, batch 16: expected at least 1 epoch, 2 images"),
+        ({"batch": 1}, "expected at least 1 epoch, 2 images"),
+        ({"lr": -1.0}, "lr -1, .*: expected lr > 0"),
+        ({"lr": float("nan")}, "expected lr > 0"),
+        ({"schedule": "step"}, "schedule 'step' is unknown, known: cosine, exponential"),
+        ({"augment": "rotate"}, "augment 'rotate' is unknown, known: none, shift, crop-flip"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], text: str):
+    with pytest.raises(DynamicConfidenceError, match=text):
+        TrainingOptions(**options)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert torch_device("auto").type == "cpu"
+    with pytest.raises(BackendMissing, match=r"torch sees no NVIDIA GPU\. Use `--device cpu`"):
+        torch_device("cuda")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments), "--threads", "1", "--device", "cpu"])
+
+
+def tiny(digits: Path, output: Path) -> list[object]:
+    return ["--data", digits / "test", "--width", 4, "--size", 8, "--epochs", 2, "--batch", 64, "-o", output]
+
+
+def test_help_mentions_every_option_and_every_known_name():
+    text = CliRunner().invoke(main, ["--help"]).output
+    assert "Examples:\n    dc-train --data demo/digits/train" in text
+    for parameter in main.params:
+        assert parameter.opts[-1] in text
+    flat = "".join(text.split())
+    assert all(name in flat for name in ARCHITECTURES)
+    for names, option in ((SCHEDULES, "schedule"), (AUGMENTATIONS, "augment")):
+        assert f"--{option}[{'|'.join(names)}]" in flat
+
+
+def test_command_trains_reports_and_removes_the_resume_file(tmp_path: Path, digits: Path):
+    output = tmp_path / "model.pt"
+    result = run(*tiny(digits, output), "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["model"] == str(output)
+    assert record["data"] == "test"
+    assert record["recipe"]["batch"] == 64
+    assert "validation accuracy" in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
+    notes = load_checkpoint(output).notes
+    assert notes["validation_accuracy"] == record["validation_accuracy"]
+    assert str(tmp_path) not in str(notes)
+
+
+def test_command_resumes_after_ctrl_c(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch):
+    output, whole = tmp_path / "model.pt", tmp_path / "whole.pt"
+    assert run(*tiny(digits, whole)).exit_code == 0
+    evaluate = train_module.accuracy_of
+    calls = []
+
+    def interrupted(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train_module, "accuracy_of", interrupted)
+    stopped = run(*tiny(digits, output))
+    assert stopped.exit_code == 130
+    assert f"The same command resumes from {output}.training" in stopped.stderr
+    assert not output.exists()
+    resumed = run(*tiny(digits, output))
+    assert resumed.exit_code == 0
+    assert "Resuming after epoch 1 of 2." in resumed.stderr
+    assert_same_weights(load_checkpoint(output), load_checkpoint(whole))
+
+
+def test_fresh_ignores_the_resume_file(tmp_path: Path, digits: Path):
+    output = tmp_path / "model.pt"
+    (tmp_path / "model.pt.training").write_bytes(b"of another training")
+    refused = run(*tiny(digits, output))
+    assert refused.exit_code == 2
+    assert "Delete it or use `--fresh`" in refused.stderr
+    assert run(*tiny(digits, output), "--fresh").exit_code == 0
+
+
+def test_command_fine_tunes_a_float_network(tmp_path: Path, digits: Path):
+    first, second = tmp_path / "float.pt", tmp_path / "quantised.pt"
+    assert run(*tiny(digits, first), "--activation", "relu").exit_code == 0
+    base = ["--data", digits / "test", "--validation", digits / "calibration", "--from", first, "--epochs", 1]
+    result = run(*base, "--bits", 4, "-o", second)
+    assert result.exit_code == 0, result.output
+    tuned = load_checkpoint(second)
+    assert (tuned.arguments["activation"], tuned.arguments["bits"]) == ("lsq", 4)
+    assert tuned.preprocessing == load_checkpoint(first).preprocessing
+    assert tuned.notes["recipe"]["lr"] == 0.01
+    again = ["--data", digits / "test", "--from", second, "--bits", 2, "-o", tmp_path / "third.pt"]
+    assert "the checkpoint is quantised already (lsq, 4 bits)" in run(*again).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--from", "x.pt", "--width", 4, "-o", "{tmp}/m.pt"], "--width cannot be set with --from"),
+        (["--activation", "relu", "--bits", 2, "-o", "{tmp}/m.pt"], "--bits is for quantised activations"),
+        (["--lr", 0, "-o", "{tmp}/m.pt"], "--lr 0.0: expected a number above 0"),
+        (["--architecture", "resnet19", "-o", "{tmp}/m.pt"], "Did you mean 'resnet18'?"),
+        (["--from", "{tmp}/x.pt", "-o", "{tmp}/m.pt"], "x.pt: no such file"),
+        (["-o", "{tmp}/missing/m.pt"], "cannot write there (No such file or directory). Choose another place with -o."),
+        (["-o", "{tmp}"], "is a folder, expected a file name"),
+    ],
+)
+def test_bad_input_ends_before_training(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], text: str
+):
+    monkeypatch.setattr(train_module, "train", lambda *_, **__: pytest.fail("training began"))
+    result = run("--data", digits / "test", *(str(a).format(tmp=tmp_path) for a in arguments))
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -47,7 +47,8 @@ class Checkpoint:
         Raises: DynamicConfidenceError when the weights do not fit the architecture or a quantiser's scale is not
         positive.
         """
-        network = build(self.architecture, **self.arguments)
+        with torch.random.fork_rng(devices=[]):  # the random weights it starts with are overwritten
+            network = build(self.architecture, **self.arguments)
         unfit = _misfits(network.state_dict(), self.state_dict)
         if unfit:
             raise DynamicConfidenceError(

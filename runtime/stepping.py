@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .engine import Engine, StepOutput
+from .engine import Engine
 from .errors import DynamicConfidenceError
 from .manifest import Manifest
 
@@ -94,33 +94,29 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
     Raises: DynamicConfidenceError when the pixels do not fit the network.
     Source: Dynamic Confidence, section 5 (eq. 1-2); deadline and quiescence: docs/contract.md.
     """
-    started = time.perf_counter()
+    started, calls, late, now = time.perf_counter(), 0, False, 0.0
     count = pixels.shape[-4]
     label, steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
     confidence, ms = np.zeros(count, np.float32), np.zeros(count)
     logits = np.zeros((count, len(engine.manifest.class_names)), np.float32)
     reasons: list[Reason] = ["last step"] * count
     running = np.ones(count, bool)
-    for calls, (first, output, final) in enumerate(_calls(engine, pixels, policy), start=1):
-        now = (time.perf_counter() - started) * 1e3
-        # One more call is expected to take as long as the mean of those done.
-        late = policy.deadline_ms is not None and now + now / calls > policy.deadline_ms
-        used = min(len(output.label), final - first)
-        for k in range(used):
-            step = first + k + 1
-            sure = output.confidence[k, :count] > policy.threshold
-            quiet = _quiet(output, k, count, step, policy)
-            ends: Reason | None = "last step" if step == final else "deadline" if late and k == used - 1 else None
-            stopped = running & ((sure if step >= policy.min_step else False) | quiet | (ends is not None))
-            if not stopped.any():
-                continue
-            for source, target in ((output.label, label), (output.confidence, confidence), (output.logits, logits)):
-                target[stopped] = source[k, :count][stopped]
-            steps[stopped], ms[stopped] = step, now
-            for index in np.flatnonzero(stopped):
-                is_sure = sure[index] and step >= policy.min_step
-                reasons[index] = "confident" if is_sure else "quiescent" if quiet[index] else ends or "last step"
-            running &= ~stopped
+    for t in _time_steps(engine, pixels, policy):
+        if t.starts_call:
+            now, calls = (time.perf_counter() - started) * 1e3, calls + 1
+            # One more call is expected to take as long as the mean of those done.
+            late = policy.deadline_ms is not None and now + now / calls > policy.deadline_ms
+        sure = (t.confidence > policy.threshold) & (t.step >= policy.min_step)
+        over: Reason | None = "last step" if t.last else "deadline" if late and t.ends_call else None
+        stopped = running if over else running & (sure | t.quiet)
+        if not stopped.any():
+            continue
+        for source, target in ((t.label, label), (t.confidence, confidence), (t.logits, logits)):
+            target[stopped] = source[stopped]
+        steps[stopped], ms[stopped] = t.step, now
+        for index in np.flatnonzero(stopped):
+            reasons[index] = "confident" if sure[index] else "quiescent" if t.quiet[index] else over or "last step"
+        running = running & ~stopped
         if not running.any():
             break
     return Answers(label, confidence, steps, ms, reasons, logits)
@@ -137,28 +133,47 @@ def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> tuple[np
     count = pixels.shape[-4]
     logits = np.zeros((count, policy.max_steps, len(manifest.class_names)), np.float32)
     last_step = np.full(count, policy.max_steps, np.int64)
-    for first, output, final in _calls(engine, pixels, policy):
-        for k in range(min(len(output.label), final - first)):
-            logits[:, first + k] = output.logits[k, :count]
-            quiet = _quiet(output, k, count, first + k + 1, policy)
-            last_step[quiet & (last_step == policy.max_steps)] = first + k + 1
+    for t in _time_steps(engine, pixels, policy):
+        logits[:, t.step - 1] = t.logits
+        last_step[t.quiet & (last_step == policy.max_steps)] = t.step
     return logits, last_step
 
 
-def _calls(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Iterator[tuple[int, StepOutput, int]]:
-    """Reset, then yield `(steps done before the call, what it returned, the last step to use)` call by call."""
+class _TimeStep(NamedTuple):
+    """One time step of a batch: views into the engine's buffers, the inputs that fill up the batch left out."""
+
+    step: int
+    starts_call: bool
+    ends_call: bool
+    last: bool
+    logits: np.ndarray
+    confidence: np.ndarray
+    label: np.ndarray
+    quiet: np.ndarray
+    """`[N]`: no neuron fired and no injection is left, so nothing can change any more."""
+
+
+def _time_steps(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Iterator[_TimeStep]:
+    """Reset the engine and yield every time step, whatever the number of steps per call."""
     _check(engine, pixels)
-    manifest = engine.manifest
-    moving = pixels.ndim == 5
-    # A QFFS network goes on after its last frame: what was injected is still on its way.
-    final = (
-        min(policy.max_steps, len(pixels)) if moving and manifest.method.injection_steps is None else policy.max_steps
-    )
+    manifest, count, moving = engine.manifest, pixels.shape[-4], pixels.ndim == 5
+    final = policy.max_steps
+    if moving and manifest.method.injection_steps is None:
+        # A QFFS network goes on after its last frame: what was injected is still on its way.
+        final = min(final, len(pixels))
+    nothing_quiet = np.zeros(count, bool)
     engine.reset(policy.scale)
     for first in range(0, final, manifest.steps_per_call):
         # A still image is handed over once; the engine keeps it.
-        new = pixels if moving or first == 0 else None
-        yield first, engine.step(None if new is None else _call_input(new, first, engine)), final
+        new = _call_input(pixels, first, engine) if moving or first == 0 else None
+        output = engine.step(new)
+        used = min(manifest.steps_per_call, final - first)
+        for k in range(used):
+            step, quiet = first + k + 1, nothing_quiet
+            if policy.quiet_after is not None and step > policy.quiet_after and output.spikes is not None:
+                quiet = output.spikes[k, :count].sum(axis=-1) == 0
+            values = output.logits[k, :count], output.confidence[k, :count], output.label[k, :count]
+            yield _TimeStep(step, k == 0, k == used - 1, step == final, *values, quiet)
 
 
 def _call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
@@ -200,10 +215,3 @@ def _check(engine: Engine, pixels: np.ndarray) -> None:
                 f"{len(pixels)} frames: this QFFS network takes input in its first {window} steps and no others. "
                 "Export it with `--method qcfs` for an input that varies in time."
             )
-
-
-def _quiet(output: StepOutput, k: int, count: int, step: int, policy: ExitPolicy) -> np.ndarray:
-    """Whether each input's network was silent in this step and no injection is left: nothing can change any more."""
-    if policy.quiet_after is None or output.spikes is None or step <= policy.quiet_after:
-        return np.zeros(count, bool)
-    return output.spikes[k, :count].sum(axis=-1) == 0

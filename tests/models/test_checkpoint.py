@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from dynamic_confidence.models.checkpoint import Checkpoint, load_checkpoint, safe_load, save_checkpoint, sha256_of
 from dynamic_confidence.models.registry import build
 from dynamic_confidence.runtime.errors import DynamicConfidenceError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from dynamic_confidence.models.lsq import LSQ, initialise_scales, positive_scales, scales_are_fresh
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
-from torch import nn
 
 
 def layer_with(bits: int, scale: float) -> LSQ:
@@ -36,7 +37,7 @@ def test_forward_and_gradients_equal_the_formulas(bits: int, scale: float):
     y.backward(torch.tensor(upstream))
 
     ratio = values / s
-    inside = (0 < ratio) & (ratio < levels)
+    inside = (ratio > 0) & (ratio < levels)
     slope = np.where(inside, np.rint(ratio) - ratio, np.where(ratio >= levels, levels, 0.0))
     factor = 1.0 / np.sqrt(values.shape[1] * levels)
     assert v.grad is not None
@@ -78,7 +79,7 @@ def test_scales_are_initialised_layer_by_layer():
     assert isinstance(first, LSQ)
     assert isinstance(second, LSQ)
     assert float(first.scale.detach()) == pytest.approx(2 * float(batch.mean()) / np.sqrt(3))
-    assert float(second.scale.detach()) == pytest.approx(2 * float(first(batch).mean()) / np.sqrt(15))
+    assert float(second.scale.detach()) == pytest.approx(2 * float(first(batch).detach().mean()) / np.sqrt(15))
     assert not scales_are_fresh(network)
     before = first.scale.detach().clone()
     network(batch * 2)  # the hooks are gone

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dynamic_confidence.models.neurons import IFState, SignedIFState, if_step, signed_if_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dynamic_confidence.models.neurons import IFState, SignedIFState, if_step, signed_if_step
 
 # Multiples of 1/16 make sums exact, so that potentials land on 0 and on the threshold itself.
 dyadic = st.integers(-64, 64).map(lambda n: n / 16)

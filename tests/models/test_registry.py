@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from dynamic_confidence.models.lsq import LSQ
 from dynamic_confidence.models.registry import ARCHITECTURES, FORMS, build
 from dynamic_confidence.runtime.errors import DynamicConfidenceError

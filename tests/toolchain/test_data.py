@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.images import pixels_from_image
 from dynamic_confidence.runtime.manifest import Preprocessing
@@ -20,7 +22,6 @@ from dynamic_confidence.toolchain.data import (
     split,
     write_digits,
 )
-from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def test_split_is_stratified_disjoint_complete_and_deterministic():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_split_refuses_a_fraction_outside_0_to_1(fraction: float):
-    with pytest.raises(DynamicConfidenceError, match="validation fraction .*: expected a number between 0 and 1"):
+    with pytest.raises(DynamicConfidenceError, match=r"validation fraction .*: expected a number between 0 and 1"):
         split(toy_set((4, 4)), fraction, 0)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+
 from dynamic_confidence.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dynamic_confidence.models.lsq import LSQ
 from dynamic_confidence.models.registry import ARCHITECTURES

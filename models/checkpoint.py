@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def safe_load(path: Path) -> Any:
             f"{path}: no such file. Train one with `dc-train` or convert one with `dc-import`."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of junk: the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DynamicConfidenceError(
             f"{path}: not loaded, because it holds more than weights or is no checkpoint at all, and unpickling such a "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,10 @@ from .manifest import Preprocessing
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+_DEEP_MODES = ("I", "F")
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+# A damaged header is parsed as Python, damaged zip fields ask for passwords, other compressions or endless memory.
+_BROKEN_ARRAY = (*_BROKEN_IMAGE, MemoryError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,10 @@ def pixels_from_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 
     try:
         with Image.open(path) as opened:
+            if opened.mode.startswith(_DEEP_MODES):  # Pillow would clip the values at 255
+                raise DynamicConfidenceError(
+                    f"{path}: has more than 8 bits per channel (mode {opened.mode}), expected 8. Convert it to 8 bits first."
+                )
             image = ImageOps.exif_transpose(opened).convert(preprocessing.color)
     except (*_BROKEN_IMAGE, Image.DecompressionBombError) as error:
         raise DynamicConfidenceError(f"{path}: not a readable image ({error}).") from error
@@ -106,7 +115,7 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             if image is None:
                 raise DynamicConfidenceError(f"{path}: holds {names}, expected an array named 'image' (and 'label').")
             return loaded[image], None if label is None else loaded[label]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _BROKEN_ARRAY as error:
         raise DynamicConfidenceError(f"{path}: not a readable .npy or .npz file ({error}).") from error
 
 
@@ -144,6 +153,8 @@ def labelled_arrays(
                 f"{', …' if len(class_names) > 4 else ''}, or an .npz with 'image' and 'label'."
             )
         samples.append(item)
+    if not samples:
+        raise DynamicConfidenceError(f"{path}: holds no image.")
     return np.stack([s.pixels for s in samples]), np.array([s.label for s in samples], np.int64)
 
 
@@ -170,6 +181,8 @@ def _iterate(files: list[Path], preprocessing: Preprocessing, index_of: dict[str
             stack = pixels_from_array(array, preprocessing, str(file))
             if labels is not None and labels.shape != (len(stack),):
                 raise DynamicConfidenceError(f"{file}: {len(stack)} images but labels of shape {list(labels.shape)}.")
+            if labels is not None and labels.dtype.kind not in "iu":
+                raise DynamicConfidenceError(f"{file}: labels of type {labels.dtype}, expected whole numbers.")
         except DynamicConfidenceError as error:
             yield Broken(str(file), str(error))
             continue

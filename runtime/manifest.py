@@ -155,6 +155,13 @@ class Manifest(_Record, frozen=True):
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(f"version {self.version}, this release reads version {VERSION}")
+        if self.steps_per_call < 1 or self.max_steps < 1:
+            raise ValueError(f"steps_per_call {self.steps_per_call} and max_steps {self.max_steps} must be at least 1")
+        steps = (self.steps_per_call, "N")
+        wanted = {"logits": (*steps, len(self.class_names)), "confidence": steps, "label": steps}
+        found = {output.name: output.shape for output in self.outputs if output.name != "spikes"}
+        if found != wanted:
+            raise ValueError(f"outputs {found}, expected {wanted} from steps_per_call and class_names")
 
     def has_output(self, name: str) -> bool:
         return any(output.name == name for output in self.outputs)

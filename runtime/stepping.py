@@ -94,6 +94,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
     Raises: DynamicConfidenceError when the pixels do not fit the network.
     Source: Dynamic Confidence, section 5 (eq. 1-2); deadline and quiescence: docs/contract.md.
     """
+    _check(engine, pixels)
     started, calls, late, now = time.perf_counter(), 0, False, 0.0
     count = pixels.shape[-4]
     label, steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -128,6 +129,7 @@ def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> tuple[np
     Returns the accumulated logits `[N, step, class]` float32, and per input the step `[N]` int64 at which it would stop
     for another reason than confidence (its first quiet step, else T).
     """
+    _check(engine, pixels)
     manifest = engine.manifest
     policy = ExitPolicy(scale, 1.0, manifest.max_steps, quiet_after=policy_from_manifest(manifest).quiet_after)
     count = pixels.shape[-4]
@@ -155,7 +157,6 @@ class _TimeStep(NamedTuple):
 
 def _time_steps(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Iterator[_TimeStep]:
     """Reset the engine and yield every time step, whatever the number of steps per call."""
-    _check(engine, pixels)
     manifest, count, moving = engine.manifest, pixels.shape[-4], pixels.ndim == 5
     final = policy.max_steps
     if moving and manifest.method.injection_steps is None:
@@ -204,6 +205,8 @@ def _check(engine: Engine, pixels: np.ndarray) -> None:
             f"{pixels.shape[-4]} inputs for an engine opened with batch {engine.batch}: expected 1 to {engine.batch}."
         )
     if pixels.ndim == 5:
+        if not len(pixels):
+            raise DynamicConfidenceError("0 frames: expected at least one.")
         if manifest.steps_per_call > 1 and not manifest.input.frames:
             raise DynamicConfidenceError(
                 f"this network takes one image for {manifest.steps_per_call} steps: export it with `dc-export --frames` "

@@ -7,37 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from support import SHARED, random_checkpoint
 
 from dynamic_confidence.models.checkpoint import Checkpoint, save_checkpoint, sha256_of
-from dynamic_confidence.models.lsq import initialise_scales
-from dynamic_confidence.models.registry import build
 from dynamic_confidence.runtime.manifest import Preprocessing
 from dynamic_confidence.toolchain.export import ExportOptions, export
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
-
-GREY = Preprocessing(color="L", height=12, width=12, mean=(0.3,), std=(0.4,))
-CLASSES = tuple("zero one two three".split())
-
-
-def random_checkpoint(
-    architecture: str = "resnet8", preprocessing: Preprocessing = GREY, **arguments: object
-) -> Checkpoint:
-    """A network with random weights, settled batch statistics and quantisers that see their range."""
-    torch.manual_seed(0)
-    arguments = {"width": 4, "classes": len(CLASSES), "in_channels": preprocessing.channels, **arguments}
-    network = build(architecture, **arguments)
-    images = torch.randn(64, *preprocessing.shape)
-    with torch.no_grad():
-        network.train()
-        for _ in range(20):
-            network(images)
-        network.eval()
-        initialise_scales(network, images)
-        network.get_parameter("fc.weight").mul_(4.0)  # answers that differ from image to image
-    return Checkpoint(architecture, arguments, network.state_dict(), preprocessing, CLASSES)
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +58,21 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the development data is not beside this clone (looked for {SHARED})")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def resnet20(shared_data: Path) -> Checkpoint:
+    """A trained 2-bit ResNet-20 for CIFAR-10, imported."""
+    from dynamic_confidence.models.checkpoint import safe_load
+    from dynamic_confidence.toolchain.foreign import import_checkpoint
+
+    imagenet = Preprocessing(color="RGB", height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    path = shared_data / "models" / "resnet20_lsq2.pt"
+    return import_checkpoint(safe_load(path), path.name, imagenet, None).checkpoint
+
+
+@pytest.fixture(scope="session")
+def lossless(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """500 CIFAR-10 test images with their original pixels, uint8 `[500, 3, 32, 32]`, and labels."""
+    with np.load(shared_data / "cifar10_test_even_lossless500.npz") as archive:
+        return np.ascontiguousarray(archive["image"].transpose(0, 3, 1, 2)), archive["label"].astype(np.int64)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from ..runtime.errors import BackendMissing, DynamicConfidenceError
@@ -57,7 +58,8 @@ def load_image_set(
     """
     names = _class_names(path) if class_names is None else tuple(class_names)
     wanted = preprocessing or _derived_preprocessing(path, size, color)
-    pixels, labels = _read(path, wanted, names)
+    with Console(stderr=True).status(f"reading {path.name} …"):
+        pixels, labels = labelled_arrays(path, wanted, names)
     odd = labels[(labels < 0) | (labels >= len(names))]
     if len(odd):
         raise DynamicConfidenceError(f"{path}: label {odd[0]} is outside the {len(names)} classes 0..{len(names) - 1}.")
@@ -75,9 +77,10 @@ def pixel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float
         # The histogram keeps the sums exact and needs no float copy of the set.
         share = np.bincount(pixels[:, channel].ravel(), minlength=256) / pixels[:, channel].size
         mean = float(share @ values)
-        std = float(np.sqrt(share @ (values - mean) ** 2))
         means.append(round(mean, 6))
-        deviations.append(round(std, 6) or 1.0)  # a constant channel carries nothing, whatever it is divided by
+        deviations.append(
+            round(float(np.sqrt(share @ (values - mean) ** 2)), 6) or 1.0
+        )  # a constant channel carries nothing, whatever it is divided by
     return tuple(means), tuple(deviations)
 
 
@@ -85,7 +88,9 @@ def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Return what the quantised network sees of uint8 pixels `[batch, channel, y, x]`: (p / 255 - mean) / std."""
     mean = torch.tensor(preprocessing.mean, device=pixels.device).reshape(-1, 1, 1)
     std = torch.tensor(preprocessing.std, device=pixels.device).reshape(-1, 1, 1)
-    return (pixels.float() / 255.0 - mean) / std
+    # Rows of channels, not channels of rows: torch reads the strides of a shuffled grey batch as channels-last, and on
+    # AVX-512 processors with several threads oneDNN's gradient of such 1x1 convolutions corrupts memory (torch 2.15).
+    return ((pixels.float() / 255.0 - mean) / std).clone(memory_format=torch.contiguous_format)
 
 
 def augmented(pixels: Tensor, augment: str) -> Tensor:
@@ -182,13 +187,6 @@ def _stratified(labels: np.ndarray, fractions: Sequence[float], seed: int) -> li
 def _offsets(count: int, size: int) -> Tensor:
     reach = max(1, size // 8)
     return torch.randint(-reach, reach + 1, (count, 1))
-
-
-def _read(path: Path, preprocessing: Preprocessing, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"reading {path.name} …"):
-        return labelled_arrays(path, preprocessing, names)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

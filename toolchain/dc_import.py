@@ -26,7 +26,9 @@ CLASS_NAMES = {
     type=click.Choice(sorted(NORMALISATIONS)),
     help="Mean and standard deviation the network was trained with; a checkpoint does not say.",
 )
-@click.option("--size", type=int, default=32, show_default=True, help="Side of the square images, in pixels.")
+@click.option(
+    "--size", type=click.IntRange(1), default=32, show_default=True, help="Side of the square images, in pixels."
+)
 @click.option("--resize", type=int, help="Shorter side before the centre crop to --size. [default: straight to --size]")
 @click.option("--class-names", help="cifar10, a file with one name per line, or a,b,c. [default: 0, 1, …]")
 @click.option("--bits", type=int, default=2, show_default=True, help="Bits of the activation quantiser.")
@@ -51,9 +53,12 @@ def main(
       dc-import resnet20_lsq2.pt --normalisation imagenet --class-names cifar10 -o resnet20.pt
     """
     from ..models.checkpoint import safe_load, save_checkpoint
+    from ..runtime.errors import DynamicConfidenceError
     from ..runtime.manifest import Preprocessing
     from .foreign import import_checkpoint
 
+    if resize is not None and resize < size:
+        raise DynamicConfidenceError(f"--resize {resize}: expected at least --size {size}, which is cut out of it.")
     mean, std = NORMALISATIONS[normalisation]
     preprocessing = Preprocessing(color="RGB", height=size, width=size, mean=mean, std=std, resize_shorter_side=resize)
     imported = import_checkpoint(safe_load(checkpoint), str(checkpoint), preprocessing, _names(class_names), bits)
@@ -72,5 +77,5 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     if text in CLASS_NAMES:
         return CLASS_NAMES[text]
     if Path(text).is_file():
-        return tuple(Path(text).read_text(encoding="utf-8").split("\n")[:-1])
+        return tuple(Path(text).read_text(encoding="utf-8").splitlines())
     return tuple(text.split(","))

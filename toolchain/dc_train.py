@@ -58,7 +58,11 @@ _NOT_WITH_FROM = ("architecture", "width", "form", "shortcut", "size")
     help="Random changes of the images; crop-flip only where a mirrored image keeps its class.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order, split, augmentation."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of weights, order, split, augmentation.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where to run."
@@ -115,10 +119,10 @@ def main(**given: Any) -> None:
                 validation_set,
                 options,
                 state,
-                view.epoch,
-                view.batch,
-                given["device"],
-                view.resume,
+                on_epoch=view.epoch,
+                on_batch=view.batch,
+                on_resume=view.resume,
+                device=given["device"],
             )
     except KeyboardInterrupt:
         resumable = f"The same command resumes from {state}." if state.exists() else "No epoch was finished."

@@ -76,7 +76,8 @@ def export(
     steps = options.steps or default_steps(options.method, converted.method.levels, len(converted.layers))
     pixels = None if calibration_set is None else calibration_set[0]
     called = -(-steps // options.steps_per_call) * options.steps_per_call
-    snn, grids = snap(converted, called, pixels)
+    # Not for the steps a last call does beyond T: nobody reads them, and the network must not depend on K.
+    snn, grids = snap(converted, steps, pixels)
     graph, probed = (
         onnx_from_snn(
             snn,

@@ -286,6 +286,7 @@ _MODULES: tuple[tuple[type[nn.Module], Callable[..., _Value]], ...] = (
     (PadShortcut, _pad_shortcut),
     (nn.Identity, _pass),
     (nn.Dropout, _pass),
+    (nn.Flatten, _pass),
     (nn.ReLU, _refuse_relu),
 )
 _FUNCTIONS: dict[Any, Callable[[list[Any]], _Value]] = {operator.add: _add, torch.add: _add, torch.flatten: _flatten}

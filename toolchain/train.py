@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from ..models.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ from ..models.registry import build
 from ..runtime.errors import BackendMissing, DynamicConfidenceError
 from ..runtime.manifest import Preprocessing
 from .data import AUGMENTATIONS, ImageSet, augmented, normalised
-from .training_state import EpochReport, Progress, origin_of, resumed, save_state
+from .training_state import EpochReport, Progress, copied_weights, origin_of, resumed, save_state
 
 SCHEDULES = ("cosine", "exponential")
 FINAL_LR = 0.01  # share of the learning rate that the exponential schedule ends with
@@ -79,9 +79,8 @@ def quantised_from_float(checkpoint: Checkpoint, bits: int) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         fresh = build(checkpoint.architecture, **arguments).state_dict()
     weights = {**fresh, **checkpoint.state_dict}
-    return replace(
-        checkpoint, arguments=arguments, state_dict=weights, notes={**checkpoint.notes, "quantised_bits": bits}
-    )
+    notes = {**checkpoint.notes, "quantised_bits": bits}
+    return replace(checkpoint, arguments=arguments, state_dict=weights, notes=notes)
 
 
 def learning_rate(options: TrainingOptions, done: float) -> float:
@@ -132,7 +131,7 @@ def train(
                 raise
             accuracy = accuracy_of(network, validation_set)
             if accuracy >= progress.best_accuracy:  # of equals the later: its step was smaller
-                progress = Progress(epoch, epoch, accuracy, _weights(network))
+                progress = Progress(epoch, epoch, accuracy, copied_weights(network))
             progress = replace(progress, epoch=epoch)
             save_state(state_path, origin, network, optimizer, progress)
             if on_epoch:
@@ -207,8 +206,7 @@ def _train_batch(
     for group in optimizer.param_groups:
         group["lr"] = lr
     place = _device_of(network)
-    pixels = augmented(images.pixels, augment).to(place)
-    logits = network.train()(normalised(pixels, images.preprocessing))
+    logits = network.train()(normalised(augmented(images.pixels, augment).to(place), images.preprocessing))
     loss = functional.cross_entropy(logits, images.labels.to(place))
     optimizer.zero_grad()
     loss.backward()
@@ -217,11 +215,13 @@ def _train_batch(
 
 
 def _optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    scales = [module.scale for module in network.modules() if isinstance(module, LSQ)]
-    chosen = {id(scale) for scale in scales}
-    weights = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    scales = {id(module.scale): module.scale for module in network.modules() if isinstance(module, LSQ)}
+    weights = [parameter for parameter in network.parameters() if id(parameter) not in scales]
     # Decay would pull the scales towards 0, where the quantiser ends.
-    groups = [{"params": weights, "weight_decay": options.weight_decay}, {"params": scales, "weight_decay": 0.0}]
+    groups = [
+        {"params": weights, "weight_decay": options.weight_decay},
+        {"params": list(scales.values()), "weight_decay": 0.0},
+    ]
     return torch.optim.SGD([g for g in groups if g["params"]], lr=options.lr, momentum=options.momentum)
 
 
@@ -237,16 +237,11 @@ def _check_fit(network: nn.Module, checkpoint: Checkpoint, train_set: ImageSet) 
         classes = network(normalised(train_set.pixels[:1].to(place), train_set.preprocessing)).shape[1]
     except RuntimeError as error:
         raise DynamicConfidenceError(
-            f"{checkpoint.architecture} {checkpoint.arguments} cannot take images of "
-            f"{list(train_set.pixels.shape[1:])} ({str(error).splitlines()[0]}). "
-            "Choose another --size, --form or --architecture."
+            f"{checkpoint.architecture} {checkpoint.arguments} cannot take images of {list(train_set.pixels.shape[1:])}"
+            f" ({str(error).splitlines()[0]}). Choose another --size, --form or --architecture."
         ) from error
     if classes != len(train_set.class_names):
         raise DynamicConfidenceError(f"the network has {classes} classes, the data {len(train_set.class_names)}.")
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
 def _device_of(network: nn.Module) -> torch.device:

@@ -57,6 +57,11 @@ def origin_of(
     }
 
 
+def copied_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights as they are now, on the CPU: training goes on changing the network's own."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
 def _digest(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:

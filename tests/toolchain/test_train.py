@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +243,12 @@ def test_help_mentions_every_option_and_every_known_name():
     assert all(name in flat for name in ARCHITECTURES)
     for names, option in ((SCHEDULES, "schedule"), (AUGMENTATIONS, "augment")):
         assert f"--{option}[{'|'.join(names)}]" in flat
+
+
+def test_the_command_loads_torch_only_when_it_trains():
+    heavy = "{'torch', 'numpy', 'rich'}"
+    code = f"import sys, dynamic_confidence.toolchain.dc_train; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_command_trains_reports_and_removes_the_resume_file(tmp_path: Path, digits: Path):

@@ -1,0 +1,250 @@
+"""dc-calibrate: what it writes into the manifest is what the network then does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from dynamic_confidence.calib import calibrate as module
+from dynamic_confidence.calib.calibrate import calibrate, calibrate_file, trace_from_engine
+from dynamic_confidence.calib.dc_calibrate import main
+from dynamic_confidence.calib.temperature import fit_temperature
+from dynamic_confidence.calib.thresholds import PAPER_GRID
+from dynamic_confidence.runtime.engine import open_engine
+from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.manifest import Calibration
+from dynamic_confidence.runtime.onnx_file import graph_sha256, read_onnx
+from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+
+METHODS = ("qcfs", "qffs")
+STEPS = 12
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def final(exported: Callable[..., Path], pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Per method the logits after the last step `[image, class]`."""
+    found = {}
+    for method in METHODS:
+        with open_engine(exported(method=method), batch=64) as engine:
+            found[method] = run_to_the_end(engine, pixels, engine.manifest.calibration.scale)[0][:, -1]
+    return found
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def network(exported: Callable[..., Path], method: str, tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(exported(method=method, steps_per_call=4).read_bytes())
+    return path
+
+
+@pytest.fixture
+def label(final: dict[str, np.ndarray], method: str) -> np.ndarray:
+    """What the network says in the end, and something else for every fifth image."""
+    answer = final[method].argmax(axis=1)
+    answer[::5] = (answer[::5] + 1) % 4
+    return answer
+
+
+@pytest.fixture
+def data(pixels: np.ndarray, label: np.ndarray, tmp_path: Path) -> Path:
+    np.savez(tmp_path / "val.npz", image=pixels, label=label)
+    return tmp_path / "val.npz"
+
+
+def replayed(network: Path, pixels: np.ndarray, label: np.ndarray, batch: int = 64) -> tuple[float, float]:
+    """Mean steps and accuracy of the calibrated network, run as dc-run does."""
+    with open_engine(network, batch=batch) as engine:
+        answers = infer(engine, pixels, policy_from_manifest(engine.manifest))
+    return float(answers.steps.mean()), float((answers.label == label).mean())
+
+
+@pytest.mark.parametrize("rule", ["grid", "exact"])
+def test_the_manifest_says_what_the_network_does(network, method, data, pixels, label, final, rule):
+    before, old = read_onnx(network)
+    result = run(network, "--data", data, "--rule", rule, "--json")
+    assert result.exit_code == 0, result.output
+    after, manifest = read_onnx(network)
+    calibration = manifest.calibration
+    assert graph_sha256(after) == graph_sha256(before)
+    assert (calibration.alpha, calibration.temperature) == (old.calibration.alpha, old.calibration.temperature)
+    assert (calibration.data, calibration.samples, calibration.rule) == ("val.npz", 64, f"{rule}, max drop 0")
+    assert rule == "exact" or calibration.threshold in PAPER_GRID
+    steps, accuracy = replayed(network, pixels, label)
+    assert (steps, accuracy) == (calibration.expected_mean_steps, calibration.expected_accuracy)
+    assert accuracy >= (final[method].argmax(axis=1) == label).mean()
+    assert steps < STEPS
+
+
+def test_the_exact_rule_needs_no_more_steps_than_the_grid(network, data):
+    reports = [json.loads(run(network, "--data", data, "--rule", rule, "--json").stdout) for rule in ("grid", "exact")]
+    assert reports[1]["chosen"]["mean_steps"] <= reports[0]["chosen"]["mean_steps"]
+    assert reports[1]["baseline_accuracy"] == reports[0]["baseline_accuracy"]
+
+
+def test_json(network, data, final, label, method):
+    report = json.loads(run(network, "--data", data, "--json").stdout)
+    assert set(report) == {
+        "calibration",
+        "chosen",
+        "front",
+        "baseline_steps",
+        "baseline_accuracy",
+        "bound_steps",
+        "bound_accuracy",
+    }
+    assert set(report["chosen"]) == {"threshold", "mean_steps", "accuracy"}
+    assert report["baseline_accuracy"] == (final[method].argmax(axis=1) == label).mean()
+    assert report["baseline_steps"] == STEPS if method == "qcfs" else report["baseline_steps"] < STEPS
+    assert report["bound_accuracy"] >= report["baseline_accuracy"]
+    assert report["bound_steps"] <= report["baseline_steps"]
+    assert report["calibration"]["threshold"] == report["chosen"]["threshold"]
+    accuracies = [point["accuracy"] for point in report["front"]]
+    assert accuracies == sorted(set(accuracies))
+
+
+def test_the_table(network, data):
+    result = run(network, "--data", data)
+    assert result.exit_code == 0, result.output
+    assert "<- chosen" in result.stdout
+    assert "baseline" in result.stdout
+    assert "knows the label" in result.stdout
+    assert "report accuracies on other images only" in " ".join(result.stdout.split())
+    assert f"threshold {read_onnx(network)[1].calibration.threshold:.4g}, from 64 images" in (
+        " ".join(result.stdout.split())
+    )
+
+
+def test_max_drop_is_in_points(network, data, pixels, label):
+    strict = json.loads(run(network, "--data", data, "--rule", "exact", "--json").stdout)
+    loose = json.loads(run(network, "--data", data, "--rule", "exact", "--max-drop", 20, "--json").stdout)
+    assert loose["chosen"]["mean_steps"] < strict["chosen"]["mean_steps"]
+    assert loose["chosen"]["accuracy"] >= strict["baseline_accuracy"] - 0.2 - 1e-9
+    assert loose["calibration"]["rule"] == "exact, max drop 0.2"
+    assert replayed(network, pixels, label)[1] == loose["chosen"]["accuracy"]
+
+
+def test_temperature_fit(network, data, final, label, method):
+    alpha = read_onnx(network)[1].calibration.alpha
+    assert run(network, "--data", data, "--temperature", "fit").exit_code == 0
+    expected = fit_temperature(final[method] / np.float32(alpha), label)
+    assert read_onnx(network)[1].calibration.temperature == expected != 1.0
+
+
+def test_temperature_and_alpha_by_hand(network, data, pixels, label):
+    assert run(network, "--data", data, "--temperature", 0.5, "--alpha", 4).exit_code == 0
+    calibration = read_onnx(network)[1].calibration
+    assert (calibration.temperature, calibration.alpha, calibration.scale) == (0.5, 4.0, 2.0)
+    expected = calibration.expected_mean_steps, calibration.expected_accuracy
+    assert replayed(network, pixels, label) == expected
+    # Kept the next time.
+    assert run(network, "--data", data).exit_code == 0
+    assert read_onnx(network)[1].calibration.scale == 2.0
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_only_alpha_times_temperature_counts(network, data):
+    chosen = []
+    for alpha, temperature in ((4, 0.5), (0.5, 4)):
+        result = run(network, "--data", data, "--alpha", alpha, "--temperature", temperature, "--json")
+        chosen.append(json.loads(result.stdout)["chosen"])
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "warm"], "Error: --temperature warm: expected keep, fit or a number."),
+        (["--temperature", "0"], "temperature 0: expected positive numbers"),
+        (["--temperature", "nan"], "temperature nan: expected positive numbers"),
+        (["--alpha", "-1"], "alpha -1, temperature 1: expected positive numbers"),
+        (["--alpha", "-1", "--temperature", "fit"], "alpha -1, temperature 1: expected positive numbers"),
+        (["--alpha", "inf"], "scale is inf, expected a positive number"),
+        (["--max-drop", "-1"], "max_drop is -0.01, expected 0 or more"),
+        (["--threads", "0"], "threads 0: expected at least 1"),
+        (["--rule", "best"], "'best' is not one of 'grid', 'exact'"),
+    ],
+)
+def test_options_that_make_no_sense_change_nothing(network, data, options: list[str], message: str):
+    content = network.read_bytes()
+    result = run(network, "--data", data, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert network.read_bytes() == content
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image": np.zeros((3, 12, 12), np.uint8)}, "has no label. Expected one folder per class, named zero, one,"),
+        ({"image": np.zeros((1, 12, 12), np.uint8), "label": np.zeros(1, int)}, "1 images; a threshold needs many"),
+        ({"image": np.zeros((2, 12, 12), np.uint8), "label": np.array([0, 4])}, "labels lie in 0..4, expected 0..3"),
+        ({"image": np.zeros((2, 12, 12), np.uint8), "label": np.array([0])}, "2 images but labels of shape [1]"),
+        (
+            {"image": np.zeros((2, 10, 12), np.uint8), "label": np.array([0, 1])},
+            "expected uint8 pixels 0..255 of shape",
+        ),
+    ],
+)
+def test_data_that_cannot_calibrate_changes_nothing(network, tmp_path: Path, arrays, message: str):
+    content = network.read_bytes()
+    np.savez(tmp_path / "bad.npz", **arrays)
+    result = run(network, "--data", tmp_path / "bad.npz")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert network.read_bytes() == content
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_missing_files(network, data, tmp_path: Path):
+    assert "no such file. Make one with `dc-export" in run(tmp_path / "other.onnx", "--data", data).stderr
+    assert "no such file or folder" in run(network, "--data", tmp_path / "other").stderr
+
+
+@pytest.mark.parametrize("batch", [3, 64])
+def test_a_trace_does_not_depend_on_the_batch(network, pixels, label, final, method, batch: int):
+    with open_engine(network, batch=batch) as engine:
+        trace = trace_from_engine(engine, pixels[:16], label[:16])
+    np.testing.assert_array_equal(trace.logits[:, -1], final[method][:16])
+    assert (trace.last_step == STEPS).all() if method == "qcfs" else (trace.last_step < STEPS).any()
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_calibrate_is_a_function_of_the_trace(network, pixels, label):
+    with open_engine(network, batch=64) as engine:
+        trace = trace_from_engine(engine, pixels, label)
+    current = Calibration(alpha=12.0, min_step=6)
+    report = calibrate(trace, current, rule="exact", data_name="x")
+    assert report.chosen.mean_steps >= 6
+    assert report.chosen in report.front
+    assert report.calibration.min_step == 6
+    with pytest.raises(DynamicConfidenceError, match="max_drop is -1, expected 0 or more"):
+        calibrate(trace, current, max_drop=-1)
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_a_write_that_fails_leaves_the_old_calibration(network, pixels, label, monkeypatch: pytest.MonkeyPatch):
+    content = network.read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_calibration", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_file(network, pixels, label, data_name="x")
+    assert network.read_bytes() == content

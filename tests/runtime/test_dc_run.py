@@ -1,0 +1,339 @@
+"""dc-run: what it prints, what it refuses, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from dynamic_confidence.runtime.dc_run import main
+from dynamic_confidence.runtime.engine import open_engine
+from dynamic_confidence.runtime.manifest import METADATA_KEY
+from dynamic_confidence.runtime.onnx_file import read_onnx, write_calibration
+from dynamic_confidence.runtime.stepping import infer, policy_from_manifest
+
+CLASSES = ("zero", "one", "two", "three")
+TIME = "ms"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def answered(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != TIME} for record in records]
+
+
+@pytest.fixture(scope="module")
+def network(exported: Callable[..., Path]) -> Path:
+    return exported()
+
+
+@pytest.fixture(scope="module")
+def images(pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, in folders named like the classes, and in one that is not."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(10):
+        name = (*CLASSES, "stray")[index % 5]
+        (folder / name).mkdir(exist_ok=True)
+        Image.fromarray(pixels[index, 0]).save(folder / name / f"{index}.png")
+    return folder
+
+
+def image_names(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.png"))
+
+
+def test_json_records(network: Path, images: Path, pixels: np.ndarray):
+    result = run("--engine", network, images, "--threshold", 0.6, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    records = answered(result)
+    assert [record["input"] for record in records] == [str(file) for file in image_names(images)]
+    with open_engine(network) as engine:
+        policy = policy_from_manifest(engine.manifest, threshold=0.6)
+        for record in records:
+            file = Path(record["input"])
+            row = int(file.stem)
+            answer = infer(engine, pixels[row : row + 1], policy)
+            expected = {
+                "input": str(file),
+                "label": int(answer.label[0]),
+                "name": CLASSES[int(answer.label[0])],
+                "confidence": float(answer.confidence[0]),
+                "steps": int(answer.steps[0]),
+                "exit": answer.reason[0],
+            }
+            if file.parent.name in CLASSES:
+                expected["truth"] = CLASSES.index(file.parent.name)
+            assert 0 < record.pop(TIME) < 10_000
+            assert record == expected
+
+
+def test_table_and_summary(network: Path, images: Path):
+    records = answered(run("--engine", network, images, "--threshold", 0.6, "--json"))
+    result = run("--engine", network, images, "--threshold", 0.6)
+    assert result.exit_code == 0
+    judged = [record["label"] == record["truth"] for record in records if "truth" in record]
+    steps = np.mean([record["steps"] for record in records])
+    assert len(judged) == 8
+    assert f"10 inputs: {steps:.2f} of 12 time steps on average ({100 - 100 * steps / 12:.1f} % saved)" in (
+        " ".join(result.stdout.split())
+    )
+    assert f"accuracy {100 * np.mean(judged):.2f} % of 8" in " ".join(result.stdout.split())
+    for column in ("input", "label", "name", "confidence", "steps", "ms", "exit"):
+        assert column in result.stdout
+    assert "Not calibrated" not in result.stdout
+
+
+def test_the_table_has_so_many_rows(network: Path, images: Path):
+    result = run("--engine", network, images, "--rows", 3)
+    assert "… and 7 more (--rows 10 or --json shows them)" in " ".join(result.stdout.split())
+    assert result.stdout.count("last step") == 3
+
+
+def test_no_accuracy_without_labels(network: Path, images: Path):
+    result = run("--engine", network, images / "stray")
+    assert "2 inputs" in result.stdout
+    assert "accuracy" not in result.stdout
+
+
+def test_a_network_that_is_not_calibrated_says_so(network: Path, images: Path, tmp_path: Path):
+    result = run("--engine", network, images)
+    assert "Not calibrated: every input ran all its steps. `dc-calibrate" in " ".join(result.stdout.split())
+    assert "12.00 of 12 time steps" in " ".join(result.stdout.split())
+
+    calibrated = tmp_path / "net.onnx"
+    calibrated.write_bytes(network.read_bytes())
+    calibration = read_onnx(network)[1].calibration
+    write_calibration(calibrated, msgspec.structs.replace(calibration, threshold=0.6, data="validation"))
+    assert "Not calibrated" not in run("--engine", calibrated, images).stdout
+    by_file = answered(run("--engine", calibrated, images, "--json"))
+    by_option = answered(run("--engine", network, images, "--threshold", 0.6, "--json"))
+    assert without_time(by_file) == without_time(by_option)
+
+
+@pytest.mark.parametrize("batch", [7, 64])
+def test_a_batch_answers_as_single_inputs(network: Path, images: Path, batch: int):
+    single = answered(run("--engine", network, images, "--threshold", 0.6, "--json"))
+    together = answered(run("--engine", network, images, "--threshold", 0.6, "--json", "--batch", batch))
+    assert without_time(together) == without_time(single)
+
+
+def test_threads_change_nothing(network: Path, images: Path):
+    one = answered(run("--engine", network, images, "--json", "--threads", 1))
+    two = answered(run("--engine", network, images, "--json", "--threads", 2))
+    assert without_time(one) == without_time(two)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_corrupt_image_does_not_end_the_rest(network: Path, images: Path, tmp_path: Path, batch: int):
+    files = image_names(images)[:4]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"damaged")
+    inputs = [*files[:2], broken, *files[2:]]
+    result = run("--engine", network, *inputs, "--json", "--batch", batch)
+    assert result.exit_code == 2
+    records = answered(result)
+    assert [record["input"] for record in records] == [str(file) for file in inputs]
+    assert set(records[2]) == {"input", "error"}
+    assert "broken.png: not a readable image" in records[2]["error"]
+    assert without_time(records[:2] + records[3:]) == without_time(answered(run("--engine", network, *files, "--json")))
+
+    table = run("--engine", network, *inputs, "--batch", batch)
+    assert table.exit_code == 2
+    assert "Error: " in table.stderr
+    assert "broken.png: not a readable image" in table.stderr
+    assert "4 inputs" in table.stdout
+
+
+def test_only_corrupt_images(network: Path, tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"")
+    result = run("--engine", network, tmp_path / "a.png", "--threshold", 0.5)
+    assert result.exit_code == 2
+    assert "not a readable image" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            np.zeros((3, 12, 12), np.uint8)[None],
+            "shape [1, 3, 12, 12], expected uint8 pixels 0..255 of shape [N, 1, 12",
+        ),
+        (np.full((12, 12), np.nan), "got float64 values, NaN among them, expected uint8 pixels"),
+        (np.zeros((12, 12), np.float32), "got float32 values, expected uint8 pixels"),
+    ],
+)
+def test_arrays_that_do_not_fit(network: Path, tmp_path: Path, array: np.ndarray, message: str):
+    np.save(tmp_path / "a.npy", array)
+    result = run("--engine", network, tmp_path / "a.npy", "--json")
+    assert result.exit_code == 2
+    assert message in answered(result)[0]["error"]
+
+
+def test_arrays_answer_as_images_do(network: Path, images: Path, pixels: np.ndarray, tmp_path: Path):
+    np.savez(tmp_path / "a.npz", image=pixels[:4, 0], label=np.arange(4))
+    from_array = answered(run("--engine", network, tmp_path / "a.npz", "--json", "--batch", 3))
+    files = [images / name / f"{index}.png" for index, name in enumerate(CLASSES)]
+    from_files = answered(run("--engine", network, *files, "--json"))
+    for one, other in zip(without_time(from_array), without_time(from_files), strict=True):
+        assert one | {"input": ""} == other | {"input": ""}
+
+
+def test_steps(network: Path, images: Path):
+    result = run("--engine", network, images, "--steps", 5, "--json")
+    assert {record["steps"] for record in answered(result)} == {5}
+
+
+def test_deadline(network: Path, images: Path):
+    records = answered(run("--engine", network, images, "--deadline-ms", 1e-6, "--json"))
+    assert {record["exit"] for record in records} == {"deadline"}
+    assert {record["steps"] for record in records} == {1}
+    far = answered(run("--engine", network, images, "--deadline-ms", 1e6, "--json"))
+    assert without_time(far) == without_time(answered(run("--engine", network, images, "--json")))
+
+
+def test_frames(exported: Callable[..., Path], pixels: np.ndarray, tmp_path: Path):
+    network = exported(steps_per_call=4, frames=True)
+    film = tmp_path / "film"
+    film.mkdir()
+    for index in range(6):
+        Image.fromarray(pixels[index, 0]).save(film / f"{index}.png")
+    np.save(tmp_path / "film.npy", pixels[:6])
+    result = run("--engine", network, film, tmp_path / "film.npy", tmp_path / "missing.npy", "--frames", "--json")
+    assert result.exit_code == 2
+    folder, array, missing = without_time(answered(result))
+    assert folder | {"input": ""} == array | {"input": ""}
+    assert folder["steps"] == 6
+    assert "missing.npy: expected a folder of frames" in missing["error"]
+    with open_engine(network) as engine:
+        answer = infer(engine, pixels[:6, None], policy_from_manifest(engine.manifest))
+    assert folder["confidence"] == float(answer.confidence[0])
+
+
+def test_frames_need_a_network_for_frames(exported: Callable[..., Path], pixels: np.ndarray, tmp_path: Path):
+    np.save(tmp_path / "film.npy", pixels[:6])
+    result = run("--engine", exported(steps_per_call=4), tmp_path / "film.npy", "--frames")
+    assert result.exit_code == 2
+    assert "export it with `dc-export --frames`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", "1.5"], "Error: threshold 1.5: a confidence is a probability, expected a value in [0, 1]"),
+        (["--threshold", "-0.1"], "Error: threshold -0.1: a confidence is a probability"),
+        (["--threshold", "much"], "'much' is not a valid float"),
+        (["--steps", "0"], "Error: steps 0: expected 1 to 12"),
+        (["--steps", "13"], "Error: steps 13: expected 1 to 12, the number this network was exported for"),
+        (["--deadline-ms", "0"], "Error: deadline 0 ms: expected a positive number"),
+        (["--batch", "0"], "Error: batch 0: expected at least 1"),
+        (["--threads", "0"], "Error: threads 0: expected at least 1"),
+    ],
+)
+def test_options_out_of_range(network: Path, images: Path, options: list[str], message: str):
+    result = run("--engine", network, images, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_empty_folder_and_a_missing_input(network: Path, tmp_path: Path):
+    empty = run("--engine", network, tmp_path)
+    assert empty.exit_code == 2
+    assert "no image in this folder (looked for" in empty.stderr
+    missing = run("--engine", network, tmp_path / "missing.png")
+    assert missing.exit_code == 2
+    assert "missing.png: no such file or folder" in missing.stderr
+    assert "Missing argument 'INPUTS...'" in run("--engine", network).stderr
+
+
+def foreign(content: bytes) -> bytes:
+    model = onnx.load_model_from_string(content)
+    del model.metadata_props[:]
+    return model.SerializeToString()
+
+
+def unknown_key(content: bytes) -> bytes:
+    model = onnx.load_model_from_string(content)
+    (entry,) = (e for e in model.metadata_props if e.key == METADATA_KEY)
+    entry.value = json.dumps(json.loads(entry.value) | {"flavour": 1})
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (foreign, "an ONNX file with 0 manifests where one is expected"),
+        (unknown_key, "Object contains unknown field `flavour`"),
+        (lambda content: content[: len(content) // 2], "not a complete ONNX file"),
+        (lambda content: b"", "0 manifests"),
+    ],
+)
+def test_networks_that_are_not_ours(
+    network: Path, images: Path, tmp_path: Path, change: Callable[[bytes], bytes], message: str
+):
+    (tmp_path / "net.onnx").write_bytes(change(network.read_bytes()))
+    result = run("--engine", tmp_path / "net.onnx", images)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "`dc-export model.pt`" in result.stderr
+
+
+def test_missing_and_unknown_engines(images: Path, tmp_path: Path):
+    missing = run("--engine", tmp_path / "net.onnx", images)
+    assert missing.exit_code == 2
+    assert "net.onnx: no such file. Make one with `dc-export model.pt -o net.onnx`" in missing.stderr
+    plan = run("--engine", tmp_path / "net.plan", images)
+    assert plan.exit_code == 2
+    assert "no engine runs '.plan' files" in plan.stderr
+
+
+@pytest.mark.parametrize(
+    ("block", "arguments", "code", "text"),
+    [
+        (None, ["{image}", "--json"], 0, '"exit": "last step"'),
+        (None, ["{image}", "--threshold", "2"], 2, "Error: threshold 2: a confidence is a probability"),
+        (None, ["{image}", "{missing}"], 2, "Error: {missing}: no such file or folder."),
+        ("onnxruntime", ["{image}"], 3, "ONNX Runtime is not installed. Install it with `pip install"),
+    ],
+)
+def test_exit_codes_of_the_real_command(network: Path, images: Path, tmp_path: Path, block, arguments, code, text):
+    places = {"image": image_names(images)[0], "missing": tmp_path / "missing.png"}
+    program = f"import sys; sys.modules[{block!r}] = None; " if block else ""
+    program += "from dynamic_confidence.runtime.dc_run import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--engine", network, *(a.format(**places) for a in arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert text.format(**places) in (done.stdout if code == 0 else done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c(network: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dynamic_confidence.runtime.report.print_table", interrupted)
+    result = run("--engine", network, images)
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"

@@ -1,0 +1,200 @@
+"""The engine against a plain session, and against itself under every setting that must not change a result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from dynamic_confidence.runtime.engine import Engine, open_engine
+from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
+from dynamic_confidence.runtime.onnx_file import read_onnx
+from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+
+METHODS = ("qcfs", "qffs")
+STEPS = 12
+THRESHOLD = 0.6
+
+
+def plain_loop(path: Path, pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Every call of the network, the state carried in a feed."""
+    manifest = read_onnx(path)[1]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    feed = {manifest.input.name: pixels, manifest.scale_input: np.array(manifest.calibration.scale, np.float32)}
+    for state in manifest.states:
+        feed[state.input] = np.full([len(pixels), *state.shape[1:]], state.initial, np.float32)
+    calls = []
+    for _ in range(0, STEPS, manifest.steps_per_call):
+        calls.append(dict(zip(names, session.run(names, feed), strict=True)))
+        feed |= {state.input: calls[-1][state.output] for state in manifest.states}
+    return calls
+
+
+def engine_loop(engine: Engine, pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
+    calls = []
+    engine.reset(engine.manifest.calibration.scale)
+    for first in range(0, STEPS, engine.manifest.steps_per_call):
+        output = engine.step(pixels if first == 0 else None)
+        calls.append({k: v.copy() for k, v in output._asdict().items() if v is not None})
+    return calls
+
+
+def assert_same(found: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        for name, values in one.items():
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+            assert values.dtype == other[name].dtype
+
+
+@pytest.mark.parametrize(("method", "k"), list(product(METHODS, (1, 4))))
+def test_engine_equals_a_plain_session(exported: Callable[..., Path], pixels: np.ndarray, method: str, k: int):
+    path = exported(method=method, steps_per_call=k)
+    with open_engine(path, batch=5) as engine:
+        found = engine_loop(engine, pixels[:5])
+    assert_same(found, plain_loop(path, pixels[:5]))
+    assert set(found[0]) == {"logits", "confidence", "label"} | ({"spikes"} if method == "qffs" else set())
+    assert found[0]["logits"].shape == (k, 5, 4)
+
+
+def test_spikes_come_back_when_asked_for(exported: Callable[..., Path], pixels: np.ndarray):
+    path = exported(method="qcfs", steps_per_call=4, count_spikes=True)
+    with open_engine(path, batch=5) as engine:
+        found = engine_loop(engine, pixels[:5])
+    assert found[0]["spikes"].shape == (4, 5, 7)
+    assert found[0]["spikes"].sum() > 0
+    assert_same(found, plain_loop(path, pixels[:5]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reset_forgets_everything(exported: Callable[..., Path], pixels: np.ndarray, method: str):
+    with open_engine(exported(method=method), batch=5) as engine:
+        first = engine_loop(engine, pixels[:5])
+        other = engine_loop(engine, pixels[5:10])
+        engine.step()  # an odd number of calls: the other set of states is the current one now
+        assert_same(engine_loop(engine, pixels[:5]), first)
+    assert (first[-1]["logits"] != other[-1]["logits"]).any()
+
+
+def test_the_scale_holds_until_the_next_reset(exported: Callable[..., Path], pixels: np.ndarray):
+    with open_engine(exported(), batch=5) as engine:
+        engine.reset(1.0)
+        sharp = engine.step(pixels[:5]).confidence.copy()
+        engine.reset(1000.0)
+        np.testing.assert_allclose(engine.step().confidence, 0.25, atol=0.01)
+        engine.reset(1.0)
+        np.testing.assert_array_equal(engine.step().confidence, sharp)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_states_input_and_output_never_share_a_buffer(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str
+):
+    """Every binding is watched: address ranges of what is read and what is written in one call do not overlap."""
+    bound: dict[int, tuple[list[range], list[range]]] = {}
+
+    def watch(kind: int):
+        original = getattr(onnxruntime.IOBinding, ("bind_input", "bind_output")[kind])
+
+        def bind(self, name, device, number, dtype, shape, pointer):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            bound.setdefault(id(self), ([], []))[kind].append(range(pointer, pointer + size))
+            return original(self, name, device, number, dtype, shape, pointer)
+
+        return bind
+
+    monkeypatch.setattr(onnxruntime.IOBinding, "bind_output", watch(1))
+    monkeypatch.setattr(onnxruntime.IOBinding, "bind_input", watch(0))
+    with open_engine(exported(method=method), batch=3) as engine:
+        states = len(engine.manifest.states)
+        assert len(bound) == 2
+        for inputs, outputs in bound.values():
+            assert len(inputs) == states + 2
+            ranges = sorted([*inputs, *outputs], key=lambda r: r.start)
+            assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+
+
+@pytest.fixture(scope="module")
+def reference(exported: Callable[..., Path], pixels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per method the logits of every step and the exit steps: one step per call, batch 64, one thread."""
+    found = {}
+    for method in METHODS:
+        with open_engine(exported(method=method), batch=64, threads=1) as engine:
+            found[method] = everything(engine, pixels)
+    return found
+
+
+def everything(engine: Engine, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logits, steps = [], []
+    policy = policy_from_manifest(engine.manifest, threshold=THRESHOLD)
+    for start in range(0, len(pixels), engine.batch):
+        batch = pixels[start : start + engine.batch]
+        logits.append(run_to_the_end(engine, batch, policy.scale)[0])
+        steps.append(infer(engine, batch, policy).steps)
+    return np.concatenate(logits), np.concatenate(steps)
+
+
+@pytest.mark.parametrize(
+    ("method", "k", "batch", "threads", "optimize"),
+    list(product(METHODS, (1, 2, 4, 8), (1, 7, 64), (1, 2), (True, False))),
+)
+def test_no_setting_changes_a_bit(
+    exported: Callable[..., Path],
+    pixels: np.ndarray,
+    reference: dict[str, tuple[np.ndarray, np.ndarray]],
+    method: str,
+    k: int,
+    batch: int,
+    threads: int,
+    optimize: bool,
+):
+    count = {1: 6, 7: 24, 64: 64}[batch]  # 24 is no multiple of 7: the last batch is filled up
+    with open_engine(
+        exported(method=method, steps_per_call=k), batch=batch, threads=threads, optimize=optimize
+    ) as engine:
+        logits, steps = everything(engine, pixels[:count])
+    np.testing.assert_array_equal(logits, reference[method][0][:count])
+    np.testing.assert_array_equal(steps, reference[method][1][:count])
+
+
+def test_the_reference_is_worth_comparing_with(reference: dict[str, tuple[np.ndarray, np.ndarray]]):
+    for logits, steps in reference.values():
+        assert len(np.unique(logits[:, -1].argmax(axis=1))) > 1
+        assert len(np.unique(steps)) > 2
+
+
+def test_default_threads(exported: Callable[..., Path], pixels: np.ndarray, reference):
+    with open_engine(str(exported(method="qcfs")), batch=64) as engine:
+        np.testing.assert_array_equal(everything(engine, pixels)[0], reference["qcfs"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("net.plan", {}, r"net\.plan: no engine runs '\.plan' files, known: \.onnx\. Make one with `dc-export"),
+        ("net", {}, r"net: no engine runs '' files, known: \.onnx"),
+        ("net.onnx", {"batch": 0}, r"batch 0: expected at least 1"),
+        ("net.onnx", {"threads": 0}, r"threads 0: expected at least 1"),
+        ("net.onnx", {}, r"net\.onnx: no such file"),
+    ],
+)
+def test_what_cannot_be_opened(tmp_path: Path, name: str, options: dict[str, int], message: str):
+    with pytest.raises(DynamicConfidenceError, match=message) as caught:
+        open_engine(tmp_path / name, **options)
+    assert caught.value.exit_code == 2
+
+
+def test_without_onnxruntime(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    path = exported()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(
+        BackendMissing, match=r"ONNX Runtime is not installed.*`pip install 'dynamic-confidence\[cpu\]'"
+    ):
+        open_engine(path)
+    assert BackendMissing.exit_code == 3

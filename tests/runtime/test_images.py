@@ -1,0 +1,371 @@
+"""Image files, arrays and folders become uint8 pixels; what cannot is named and does not end the rest."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.images import (
+    Broken,
+    Sample,
+    count_files,
+    frames_from_path,
+    iterate_samples,
+    labelled_arrays,
+    pixels_from_array,
+    pixels_from_image,
+    read_array,
+)
+from dynamic_confidence.runtime.manifest import Preprocessing
+
+COLOUR = Preprocessing(color="RGB", height=4, width=6, mean=(0.0,) * 3, std=(1.0,) * 3)
+GREY = Preprocessing(color="L", height=4, width=6, mean=(0.0,), std=(1.0,))
+NAMES = ("cat", "dog")
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(path: Path, array: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def test_rgb(tmp_path: Path):
+    image = noise(4, 6, 3)
+    got = pixels_from_image(saved(tmp_path / "a.png", image), COLOUR)
+    np.testing.assert_array_equal(got, image.transpose(2, 0, 1))
+    assert got.dtype == np.uint8
+    assert got.flags.c_contiguous
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tif", "pgm", "webp"])
+def test_grey_in_every_lossless_format(tmp_path: Path, suffix: str):
+    image = noise(4, 6)
+    options = {"lossless": True} if suffix == "webp" else {}
+    got = pixels_from_image(saved(tmp_path / f"a.{suffix}", image, **options), GREY)
+    np.testing.assert_allclose(got[0].astype(int), image, atol=1 if suffix == "webp" else 0)
+
+
+def test_transparency_is_dropped(tmp_path: Path):
+    image = noise(4, 6, 4)
+    got = pixels_from_image(saved(tmp_path / "a.png", image), COLOUR)
+    np.testing.assert_array_equal(got, image[:, :, :3].transpose(2, 0, 1))
+
+
+def test_palette(tmp_path: Path):
+    palette = Image.fromarray(noise(4, 6, 3)).quantize(5)
+    palette.save(tmp_path / "a.png")
+    got = pixels_from_image(tmp_path / "a.png", COLOUR)
+    np.testing.assert_array_equal(got, np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
+
+
+def test_grey_becomes_colour_and_colour_grey(tmp_path: Path):
+    grey = noise(4, 6)
+    got = pixels_from_image(saved(tmp_path / "grey.png", grey), COLOUR)
+    np.testing.assert_array_equal(got, np.stack([grey] * 3))
+    colour = noise(4, 6, 3)
+    luma = (colour @ [0.299, 0.587, 0.114])[None]  # ITU-R 601-2, as Pillow documents its "L"
+    np.testing.assert_allclose(pixels_from_image(saved(tmp_path / "colour.png", colour), GREY), luma, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(1, lambda a: a), (2, np.fliplr), (3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, -1)), (8, np.rot90)],
+)
+def test_jpeg_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, turn):
+    image = np.kron(noise(2, 3), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / "a.jpg", image, quality=100, exif=exif)
+    wanted = turn(image)
+    preprocessing = Preprocessing(color="L", height=wanted.shape[0], width=wanted.shape[1], mean=(0.0,), std=(1.0,))
+    np.testing.assert_allclose(pixels_from_image(path, preprocessing)[0].astype(int), wanted, atol=3)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_another_size_is_resized(tmp_path: Path, interpolation):
+    image = noise(9, 7)
+    preprocessing = Preprocessing(color="L", height=4, width=6, mean=(0.0,), std=(1.0,), interpolation=interpolation)
+    wanted = Image.fromarray(image).resize((6, 4), Image.Resampling[interpolation.upper()])
+    got = pixels_from_image(saved(tmp_path / "a.png", image), preprocessing)
+    np.testing.assert_array_equal(got[0], np.asarray(wanted))
+
+
+def test_a_constant_image_stays_constant_when_resized(tmp_path: Path):
+    got = pixels_from_image(saved(tmp_path / "a.png", np.full((17, 5, 3), 77, np.uint8)), COLOUR)
+    assert got.shape == (3, 4, 6)
+    assert (got == 77).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (8, 8), (20, 8), (8, 9)])
+def test_centre_crop_is_a_slice_of_the_middle(tmp_path: Path, height: int, width: int):
+    """The shorter side has its size already, so only the crop is left to do."""
+    image = noise(height, width)
+    preprocessing = Preprocessing(color="L", height=4, width=6, mean=(0.0,), std=(1.0,), resize_shorter_side=8)
+    top, left = (height - 4) // 2, (width - 6) // 2
+    got = pixels_from_image(saved(tmp_path / "a.png", image), preprocessing)
+    np.testing.assert_array_equal(got[0], image[top : top + 4, left : left + 6])
+
+
+def test_the_shorter_side_is_resized_before_the_crop(tmp_path: Path):
+    image = noise(16, 32)
+    preprocessing = Preprocessing(color="L", height=4, width=6, mean=(0.0,), std=(1.0,), resize_shorter_side=8)
+    small = np.asarray(Image.fromarray(image).resize((16, 8), Image.Resampling.BILINEAR))
+    got = pixels_from_image(saved(tmp_path / "a.png", image), preprocessing)
+    np.testing.assert_array_equal(got[0], small[2:6, 5:11])
+
+
+def test_an_image_of_16_bits_is_refused_rather_than_clipped(tmp_path: Path):
+    path = saved(tmp_path / "a.png", np.arange(24, dtype=np.uint16).reshape(4, 6) * 2000)
+    with pytest.raises(DynamicConfidenceError, match=r"a\.png: has more than 8 bits per channel \(mode I.*Convert it"):
+        pixels_from_image(path, GREY)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DynamicConfidenceError, match=r"a\.png: not a readable image \("):
+        pixels_from_image(tmp_path / "a.png", COLOUR)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = saved(tmp_path / "a.png", noise(8, 8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
+    with pytest.raises(DynamicConfidenceError, match=r"a\.png: not a readable image \(.*decompression bomb"):
+        pixels_from_image(path, GREY)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tif", "webp"])
+def test_damaged_images_never_raise_anything_else(tmp_path: Path, suffix: str):
+    buffer = io.BytesIO()
+    formats = {"jpg": "JPEG", "tif": "TIFF"}
+    Image.fromarray(noise(20, 20, 3)).save(buffer, formats.get(suffix, suffix.upper()))
+    damage_and_read(tmp_path / f"a.{suffix}", buffer.getvalue(), lambda path: pixels_from_image(path, COLOUR))
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning", "ignore:invalid escape:SyntaxWarning")
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_damaged_arrays_never_raise_anything_else(tmp_path: Path, suffix: str):
+    buffer = io.BytesIO()
+    if suffix == "npy":
+        np.save(buffer, noise(1, 4, 6))
+    else:
+        np.savez_compressed(buffer, image=noise(1, 4, 6), label=np.zeros(1, np.int64))
+    damage_and_read(tmp_path / f"a.{suffix}", buffer.getvalue(), read_array)
+
+
+def damage_and_read(path: Path, good: bytes, read) -> None:
+    rng, refused = np.random.default_rng(0), 0
+    for attempt in range(150):
+        content = np.frombuffer(good, np.uint8).copy()
+        reach = min(len(content), 150) if attempt % 2 else len(content)
+        content[rng.integers(0, reach, 4)] = rng.integers(0, 256, 4)
+        path.write_bytes(content.tobytes()[: rng.integers(len(good)) if attempt % 5 == 0 else None])
+        try:
+            read(path)
+        except DynamicConfidenceError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("layout", "preprocessing"),
+    [
+        ((3, 4, 6), COLOUR),
+        ((4, 6, 3), COLOUR),
+        ((1, 4, 6), GREY),
+        ((4, 6, 1), GREY),
+        ((4, 6), GREY),
+    ],
+)
+@pytest.mark.parametrize("count", [None, 1, 5])
+def test_arrays_in_every_layout(layout: tuple[int, ...], preprocessing: Preprocessing, count: int | None):
+    images = noise(count or 1, *preprocessing.shape)
+    array = {
+        preprocessing.shape: images,
+        (4, 6, preprocessing.channels): images.transpose(0, 2, 3, 1),
+        (4, 6): images[:, 0],
+    }[layout]
+    got = pixels_from_array(array if count else array[0], preprocessing, "a.npy")
+    np.testing.assert_array_equal(got, images)
+    assert got.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            np.zeros((3, 4, 6)),
+            r"got float64 values, expected uint8 pixels 0\.\.255 of shape \[N, 3, 4, 6\] or \[N, 4, 6",
+        ),
+        (np.full((3, 4, 6), np.nan, np.float32), "got float32 values, NaN among them, expected .*pixels as they are"),
+        (np.zeros((3, 4, 6), np.int64), "got int64 values, expected uint8"),
+        (np.zeros((3, 4, 6), bool), "got bool values, expected uint8"),
+        (np.zeros((2, 3, 6, 4), np.uint8), r"shape \[2, 3, 6, 4\], expected .*\[N, 3, 4, 6\].* arrays are not"),
+        (np.zeros((4, 6), np.uint8), r"shape \[4, 6\], expected"),
+        (np.zeros((1, 2, 3, 4, 6), np.uint8), r"shape \[1, 2, 3, 4, 6\], expected"),
+        (np.zeros((), np.uint8), r"shape \[\], expected"),
+    ],
+)
+def test_arrays_that_are_no_pixels_are_refused(array: np.ndarray, message: str):
+    with pytest.raises(DynamicConfidenceError, match=rf"a\.npy: {message}|a\.npy: got an array of {message}"):
+        pixels_from_array(array, COLOUR, "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("image", "label"), ("images", "labels"), ("x", "y"), ("image", None), ("x", None), ("anything", None)],
+)
+def test_names_in_an_npz(tmp_path: Path, image: str, label: str | None):
+    arrays = {image: noise(2, 4, 6)} | ({label: np.array([1, 0])} if label else {})
+    np.savez(tmp_path / "a.npz", **arrays)
+    got, labels = read_array(tmp_path / "a.npz")
+    np.testing.assert_array_equal(got, arrays[image])
+    if label is None:
+        assert labels is None
+    else:
+        np.testing.assert_array_equal(labels, [1, 0])
+
+
+def test_an_npz_without_images_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", a=noise(2), b=noise(2))
+    with pytest.raises(DynamicConfidenceError, match=r"a\.npz: holds \['a', 'b'\], expected an array named 'image'"):
+        read_array(tmp_path / "a.npz")
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("form", ["pickle", "npy", "npz"])
+def test_code_in_an_array_file_is_not_run(tmp_path: Path, form: str):
+    marker, path = tmp_path / "ran", tmp_path / f"a.{'npz' if form == 'npz' else 'npy'}"
+    hostile = np.array([Hostile(marker)], object)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Hostile(marker)))
+    elif form == "npy":
+        np.save(path, hostile, allow_pickle=True)
+    else:
+        np.savez(path, image=hostile)
+    with pytest.raises(DynamicConfidenceError, match=r"not a readable \.npy or \.npz file \(.*(allow_pickle|pickled)"):
+        read_array(path)
+    assert not marker.exists()
+
+
+def tree(folder: Path) -> Path:
+    """Two classes, a stray folder and a file that is no image."""
+    for index, name in enumerate(("cat", "cat", "dog", "stray")):
+        saved(folder / name / f"{index}.PNG", noise(4, 6, 3, seed=index), format="PNG")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_labels_come_from_the_folders(tmp_path: Path):
+    samples = list(iterate_samples([tree(tmp_path / "set")], COLOUR, NAMES))
+    assert [s.label for s in samples if isinstance(s, Sample)] == [0, 0, 1, None]
+    assert [Path(s.name).name for s in samples] == ["0.PNG", "1.PNG", "2.PNG", "3.PNG"]
+    for index, sample in enumerate(samples):
+        assert isinstance(sample, Sample)
+        np.testing.assert_array_equal(sample.pixels, noise(4, 6, 3, seed=index).transpose(2, 0, 1))
+    assert count_files([tmp_path, tmp_path / "set" / "cat"]) == 6
+
+
+def test_labels_come_from_an_npz(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", image=noise(3, 4, 6, 3), label=np.array([1, 0, 1]))
+    samples = list(iterate_samples([tmp_path / "a.npz"], COLOUR, NAMES))
+    assert [s.label for s in samples if isinstance(s, Sample)] == [1, 0, 1]
+    assert [s.name for s in samples] == [f"{tmp_path / 'a.npz'}[{row}]" for row in range(3)]
+
+
+def test_a_single_image_in_an_array_bears_the_name_of_its_file(tmp_path: Path):
+    np.save(tmp_path / "a.npy", noise(4, 6))
+    (sample,) = iterate_samples([tmp_path / "a.npy"], GREY, NAMES)
+    assert sample.name == str(tmp_path / "a.npy")
+
+
+def test_a_broken_file_does_not_end_the_rest(tmp_path: Path):
+    folder = tree(tmp_path / "set")
+    (folder / "cat" / "1.PNG").write_bytes(b"damaged")
+    np.savez(tmp_path / "b.npz", image=noise(2, 4, 6, 3), label=np.array([1]))
+    np.save(tmp_path / "c.npy", np.zeros((4, 6, 3)))
+    np.save(tmp_path / "d.npy", noise(4, 6, 3))
+    items = list(iterate_samples([folder, *(tmp_path / f for f in ("b.npz", "c.npy", "d.npy"))], COLOUR, NAMES))
+    assert [isinstance(item, Broken) for item in items] == [False, True, False, False, True, True, False]
+    reasons = [item.reason for item in items if isinstance(item, Broken)]
+    for reason, wanted in zip(
+        reasons, ("1.PNG: not a readable image", "2 images but labels of shape [1]", "got float64 values"), strict=True
+    ):
+        assert wanted in reason
+
+
+def test_a_missing_path_and_an_empty_folder_are_errors_before_the_first_sample(tmp_path: Path):
+    good = saved(tmp_path / "a.png", noise(4, 6, 3))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DynamicConfidenceError, match=r"missing\.png: no such file or folder"):
+        iterate_samples([good, tmp_path / "missing.png"], COLOUR, NAMES)
+    with pytest.raises(DynamicConfidenceError, match=r"empty: no image in this folder \(looked for .*\.png"):
+        iterate_samples([good, tmp_path / "empty"], COLOUR, NAMES)
+
+
+def test_labelled_arrays_reads_a_whole_set(tmp_path: Path):
+    folder = tree(tmp_path / "set")
+    (folder / "stray" / "3.PNG").unlink()
+    pixels, labels = labelled_arrays(folder, COLOUR, NAMES)
+    assert pixels.shape == (3, 3, 4, 6)
+    np.testing.assert_array_equal(labels, [0, 0, 1])
+    assert labels.dtype == np.int64
+
+
+def test_labelled_arrays_refuses_what_is_not_whole(tmp_path: Path):
+    folder = tree(tmp_path / "set")
+    with pytest.raises(DynamicConfidenceError, match=r"3\.PNG: has no label\. Expected .* named cat, dog, or an \.npz"):
+        labelled_arrays(folder, COLOUR, NAMES)
+    with pytest.raises(DynamicConfidenceError, match=r"has no label\. Expected .* named a, b, c, d, …, or an \.npz"):
+        labelled_arrays(folder, COLOUR, tuple("abcdef"))
+    (folder / "cat" / "0.PNG").write_bytes(b"")
+    with pytest.raises(DynamicConfidenceError, match=r"0\.PNG: not a readable image .* Remove it from the data set"):
+        labelled_arrays(folder, COLOUR, NAMES)
+
+
+def test_labelled_arrays_refuses_an_empty_array(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", image=np.zeros((0, 4, 6), np.uint8), label=np.zeros(0, np.int64))
+    with pytest.raises(DynamicConfidenceError, match=r"a\.npz: holds no image"):
+        labelled_arrays(tmp_path / "a.npz", GREY, NAMES)
+
+
+@pytest.mark.parametrize("label", [np.array([0.5, 1.0]), np.array([np.nan, 1.0]), np.array(["cat", "dog"])])
+def test_labels_that_are_no_class_indices_are_refused(tmp_path: Path, label: np.ndarray):
+    np.savez(tmp_path / "a.npz", image=noise(2, 4, 6), label=label)
+    with pytest.raises(DynamicConfidenceError, match=r"a\.npz: labels of type .*, expected whole numbers"):
+        labelled_arrays(tmp_path / "a.npz", GREY, NAMES)
+
+
+def test_frames_from_a_folder_in_name_order_and_from_an_array(tmp_path: Path):
+    frames = noise(3, 4, 6)
+    for index in (2, 0, 1):
+        saved(tmp_path / "film" / f"{index}.png", frames[index])
+    np.testing.assert_array_equal(frames_from_path(tmp_path / "film", GREY)[:, 0], frames)
+    np.save(tmp_path / "film.npy", frames)
+    np.testing.assert_array_equal(frames_from_path(tmp_path / "film.npy", GREY)[:, 0], frames)
+
+
+@pytest.mark.parametrize("name", ["missing.npy", "image.png"])
+def test_frames_from_anything_else_are_refused(tmp_path: Path, name: str):
+    saved(tmp_path / "image.png", noise(4, 6))
+    with pytest.raises(DynamicConfidenceError, match=r"expected a folder of frames or a \.npy of shape \[T, 1, 4, 6\]"):
+        frames_from_path(tmp_path / name, GREY)

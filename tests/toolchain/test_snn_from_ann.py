@@ -1,0 +1,198 @@
+"""Conversion: every architecture through one round trip, and what each method must converge to."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from support import SHARED, random_checkpoint
+from torch import nn
+
+from dynamic_confidence.models.checkpoint import Checkpoint
+from dynamic_confidence.models.lsq import LSQ
+from dynamic_confidence.models.registry import ARCHITECTURES
+from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.manifest import Preprocessing
+from dynamic_confidence.toolchain.export import ExportOptions, export
+from dynamic_confidence.toolchain.oracle import oracle_steps
+from dynamic_confidence.toolchain.self_check import synthetic_pixels
+from dynamic_confidence.toolchain.simulate import simulate, simulation_from_snn
+from dynamic_confidence.toolchain.snn import Snn
+from dynamic_confidence.toolchain.snn_from_ann import snn_from_ann
+
+
+def colour(side: int) -> Preprocessing:
+    return Preprocessing(color="RGB", height=side, width=side, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+
+
+FORMS = [(name, "cifar", 32 if name == "vgg16" else 16) for name in ARCHITECTURES]
+FORMS += [(name, "imagenet", 64) for name in ("resnet18", "resnet50")] + [("vgg16", "imagenet", 224)]
+
+
+def ann_logits(checkpoint: Checkpoint, pixels: np.ndarray, *, clipped: bool = False) -> np.ndarray:
+    """Float64 logits of the quantised network, or of the clipped-ReLU network with the same thresholds."""
+    network = copy.deepcopy(checkpoint.network()).double()
+    if clipped:
+        for name, module in list(network.named_modules()):
+            if isinstance(module, LSQ):
+                parent, _, child = name.rpartition(".")
+                top = float(module.scale.detach()) * module.levels
+                setattr(network.get_submodule(parent), child, nn.Hardtanh(0.0, top))
+    mean = torch.tensor(checkpoint.preprocessing.mean, dtype=torch.float64).view(1, -1, 1, 1)
+    std = torch.tensor(checkpoint.preprocessing.std, dtype=torch.float64).view(1, -1, 1, 1)
+    with torch.no_grad():
+        return network((torch.from_numpy(pixels).double() / 255 - mean) / std).numpy()
+
+
+def logits_over_time(snn: Snn, pixels: np.ndarray, steps: int) -> np.ndarray:
+    """Accumulated float64 logits `[step, image, class]` of the torch simulation."""
+    simulation = simulation_from_snn(snn, torch.float64)
+    return np.stack([state.logits.numpy() for _, state in simulate(simulation, pixels, steps)])
+
+
+def converted(checkpoint: Checkpoint, method: str) -> Snn:
+    return snn_from_ann(checkpoint.network(), checkpoint.preprocessing, method)
+
+
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+@pytest.mark.parametrize(("architecture", "form", "side"), FORMS)
+def test_every_architecture_makes_the_round_trip(architecture: str, form: str, side: int, method: str) -> None:
+    """Convert, snap, export and self-check: the check inside `export` demands equality of every spike."""
+    width = 1 if side == 224 else 4
+    checkpoint = random_checkpoint(architecture, colour(side), form=form, width=width)
+    exported = export(checkpoint, "0" * 64, ExportOptions(method=method, steps=3, steps_per_call=2))
+    assert exported.check.spikes > 0
+    assert len(exported.manifest.states) == exported.check.layers * (2 if method == "qffs" else 1) + (
+        2 if method == "qffs" else 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"), [("resnet8", {}), ("resnet8", {"shortcut": "pad"}), ("vgg16", {})]
+)
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_qffs_settles_on_the_quantised_network(architecture: str, arguments: dict[str, str], bits: int) -> None:
+    """After the correction steps the accumulated logits / levels are the quantised network's, to float64 rounding."""
+    checkpoint = random_checkpoint(architecture, colour(32), bits=bits, **arguments)
+    pixels = synthetic_pixels((3, 32, 32), 6)
+    snn = converted(checkpoint, "qffs")
+    levels = snn.method.levels
+    over_time = logits_over_time(snn, pixels, levels * len(snn.layers) + 1) / levels
+    expected = ann_logits(checkpoint, pixels)
+    scale = expected.std()
+    np.testing.assert_allclose(over_time[-1], expected, rtol=0, atol=1e-10 * scale)
+    error = np.abs(over_time - expected).max(axis=(1, 2))
+    settled = int(np.argmax(error < 1e-10 * scale)) + 1
+    print(f"{architecture} {arguments} {bits} bits: settled after {settled} steps ({len(snn.layers)} layers)")
+    assert settled >= levels, "no network can be final while the input is still injected"
+
+
+def test_qffs_is_lossless_on_a_trained_network(resnet20: Checkpoint, lossless: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels = lossless[0][:25]
+    expected = ann_logits(resnet20, pixels)
+    over_time = logits_over_time(converted(resnet20, "qffs"), pixels, 16) / 3
+    error = np.abs(over_time - expected).max(axis=(1, 2))
+    print("largest error per step:", " ".join(f"{e:.1e}" for e in error))
+    assert error[-1] < 1e-10
+    assert error[5] > 1e-3
+
+
+def test_qcfs_approaches_the_clipped_relu_network_like_one_over_t() -> None:
+    checkpoint = random_checkpoint("resnet8", colour(16))
+    pixels = synthetic_pixels((3, 16, 16), 6)
+    times = np.array([16, 64, 256])
+    over_time = logits_over_time(converted(checkpoint, "qcfs"), pixels, int(times[-1]))
+    expected = ann_logits(checkpoint, pixels, clipped=True)
+    distance = [float(np.sqrt(np.mean((over_time[t - 1] / t - expected) ** 2))) for t in times]
+    ratios = [near / far for near, far in zip(distance[1:], distance[:-1], strict=True)]
+    assert all(0.15 < ratio < 0.4 for ratio in ratios), f"a quarter is expected per factor four, got {ratios}"
+    quantised = ann_logits(checkpoint, pixels)
+    assert float(np.sqrt(np.mean((over_time[-1] / times[-1] - quantised) ** 2))) > 5 * distance[-1]
+
+
+def test_the_first_current_is_the_normalised_padded_convolution() -> None:
+    """uint8 pixels and a bias map against torch on the normalised image, borders included."""
+    checkpoint = random_checkpoint("resnet8", colour(16))
+    snn, network = converted(checkpoint, "qcfs"), checkpoint.network().double()
+    pixels = synthetic_pixels((3, 16, 16), 2)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)))
+    with torch.no_grad():
+        image = (torch.from_numpy(pixels).double() / 255 - mean) / std
+        expected = network.get_submodule("bn1")(network.get_submodule("conv1")(image)).numpy()
+    stem = snn.layers[0]
+    first = next(oracle_steps(snn, pixels, 1))
+    current = first.membrane[stem.name] + first.spikes[stem.name] - 0.5
+    np.testing.assert_allclose(current * stem.threshold, expected, atol=1e-12)
+    assert stem.bias.shape == stem.shape, "zero padding of a normalised image needs a bias per position"
+
+
+def test_oracle_and_simulation_agree_on_time_varying_input(checkpoint: Checkpoint, pixels: np.ndarray) -> None:
+    frames = pixels[:12].reshape(6, 2, 1, 12, 12)
+    snn = converted(checkpoint, "qcfs")
+    oracle = np.stack([step.logits for step in oracle_steps(snn, frames, 6)])
+    np.testing.assert_allclose(logits_over_time(snn, frames, 6), oracle, atol=1e-9)
+    still = np.stack([step.logits for step in oracle_steps(snn, frames[0], 6)])
+    assert not np.allclose(oracle, still)
+
+
+def network_of(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (network_of(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(200, 4)), "dc-train --from model.pt"),
+        (network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.Conv2d(2, 2, 1), nn.ReLU()), "'3' is a ReLU among quantised"),
+        (
+            network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.Conv2d(2, 2, 1), LSQ(3)),
+            r"different numbers of levels \(\[3, 7\]\)",
+        ),
+        (
+            network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.MaxPool2d(2)),
+            "'2' is a MaxPool2d, which has no spiking form. Known",
+        ),
+        (network_of(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), LSQ(2)), "'1': a convolution needs a quantised activation"),
+        (network_of(nn.Conv2d(1, 2, 3, dilation=2), LSQ(2)), "'0': only undilated convolutions with zero padding"),
+        (network_of(nn.AvgPool2d(2), nn.Conv2d(1, 2, 3), LSQ(2)), "'0': pooling of the image itself"),
+        (network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.AdaptiveAvgPool2d(2)), "'2': adaptive pooling to 2 has no spiking"),
+        (network_of(nn.Conv2d(1, 2, 3), LSQ(2), LSQ(2)), "'2': a quantiser must follow a linear layer"),
+        (network_of(LSQ(2)), "'0': a quantiser must follow a linear layer"),
+        (
+            network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.BatchNorm2d(2)),
+            "'2': batch normalisation must follow a convolution",
+        ),
+        (network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.Linear(9, 4)), "'2' takes 9 features, but images of"),
+        (network_of(nn.Conv2d(1, 2, 3), LSQ(2)), "output is not a linear read-out"),
+    ],
+)
+def test_what_cannot_be_converted_is_named(network: nn.Module, message: str) -> None:
+    grey = Preprocessing(color="L", height=12, width=12, mean=(0.5,), std=(0.5,))
+    with pytest.raises(DynamicConfidenceError, match=message):
+        snn_from_ann(network, grey, "qcfs")
+
+
+def test_unknown_method(checkpoint: Checkpoint) -> None:
+    with pytest.raises(DynamicConfidenceError, match="method 'snn' is unknown, known: qcfs, qffs"):
+        converted(checkpoint, "snn")
+
+
+def test_linear_layers_after_flattening_see_the_image_in_torch_order() -> None:
+    """A classifier on a map that is not 1 x 1 (VGG in ImageNet form) becomes a convolution over the whole map."""
+    torch.manual_seed(0)
+    network = network_of(nn.Conv2d(1, 3, 3), LSQ(2, 0.3), nn.Flatten(), nn.Linear(300, 4))
+    grey = Preprocessing(color="L", height=12, width=12, mean=(0.5,), std=(0.5,))
+    snn = snn_from_ann(network, grey, "qffs")
+    pixels = synthetic_pixels((1, 12, 12), 3)
+    last = list(oracle_steps(snn, pixels, 8))[-1].logits / 3
+    with torch.no_grad():
+        expected = network.double()((torch.from_numpy(pixels).double() / 255 - 0.5) / 0.5).numpy()
+    np.testing.assert_allclose(last, expected, atol=1e-10)
+
+
+def test_the_data_beside_the_clone_is_where_the_tests_look() -> None:
+    """Guards the skips: where the development data exists at all, the network of the tests is in it."""
+    if SHARED.is_dir():
+        assert (SHARED / "models" / "resnet20_lsq2.pt").is_file()

@@ -41,7 +41,7 @@ def main(folder: Path, epochs: int) -> None:
     write_digits(digits)
     click.echo(f"   {digits}/train  {digits}/calibration  {digits}/test")
     _say("2  Train a small residual network whose activations have 2 bits")
-    recipe = f"--architecture resnet8 --width 8 --epochs {epochs} --fresh"
+    recipe = f"--architecture resnet8 --width 8 --epochs {epochs} --threads 1 --fresh"
     _run(f"dc-train --data {digits}/train {recipe} -o {model}")
     _say("3  Convert it to spiking networks, by both methods, and check them bit for bit")
     _run(f"dc-export {model} --method qcfs -T 8 -o {networks['qcfs']}")
@@ -70,16 +70,19 @@ def print_evaluations(evaluations: dict[str, Evaluation]) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("network", "stops", title=f"{next(iter(evaluations.values())).trace.samples} test images")
+    table = Table("network", "inputs stop", title=f"{next(iter(evaluations.values())).trace.samples} test images")
     for column in ("accuracy %", "mean steps", "steps saved %"):
         table.add_column(column, justify="right")
     for name, e in evaluations.items():
         steps = e.manifest.max_steps
-        rows = (
+        rows = [
             ("all at T", e.fixed_accuracy, float(steps)),
+            ("when silent (exact)", e.fixed_accuracy, e.fixed_steps),
             ("when sure (Dynamic Confidence)", e.accuracy, e.mean_steps),
             ("when right (upper bound)", e.bound_accuracy, e.bound_steps),
-        )
+        ]
+        if e.fixed_steps == steps:
+            del rows[1]
         table.add_section()
         for index, (what, accuracy, mean) in enumerate(rows):
             cells = f"{100 * accuracy:.2f}", f"{mean:.2f}", f"{100 * (1 - mean / steps):.1f}"

@@ -1,4 +1,4 @@
-"""What exactness costs and gives: the exported network against the unsnapped one, and the engine against the simulation."""
+"""What exactness costs: the exported network against the unsnapped one, the engine against the simulation."""
 
 from __future__ import annotations
 

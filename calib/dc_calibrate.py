@@ -1,4 +1,4 @@
-"""dc-calibrate: find the confidence threshold of an exported network on labelled data and write it into its manifest."""
+"""dc-calibrate: find the confidence threshold of a network on labelled data and write it into its manifest."""
 
 from __future__ import annotations
 

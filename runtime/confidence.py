@@ -1,4 +1,4 @@
-"""The confidence of accumulated logits: P = max softmax(z / scale), scale = alpha * tau (paper, eq. 1-2 and section 5.1)."""
+"""The confidence of accumulated logits: P = max softmax(z / scale), scale = alpha * tau."""
 
 from __future__ import annotations
 

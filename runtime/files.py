@@ -48,5 +48,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             part.write_bytes(content)
         except OSError as error:
             raise DynamicConfidenceError(
-                f"{path}: cannot write {len(content)} bytes ({error.strerror}). Free some space or choose another place with -o."
+                f"{path}: cannot write {len(content)} bytes ({error.strerror}). "
+                "Free some space or choose another place with -o."
             ) from error

@@ -1,4 +1,4 @@
-"""Image input: files, folders and arrays become uint8 pixels `[channel, height, width]` by the manifest's preprocessing."""
+"""Image input: files, folders and arrays become uint8 pixels by the manifest's preprocessing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pixels_from_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
         with Image.open(path) as opened:
             if opened.mode.startswith(_DEEP_MODES):  # Pillow would clip the values at 255
                 raise DynamicConfidenceError(
-                    f"{path}: has more than 8 bits per channel (mode {opened.mode}), expected 8. Convert it to 8 bits first."
+                    f"{path}: has more than 8 bits per channel (mode {opened.mode}), expected 8. Convert it first."
                 )
             image = ImageOps.exif_transpose(opened).convert(preprocessing.color)
     except (*_BROKEN_IMAGE, Image.DecompressionBombError) as error:
@@ -81,8 +81,8 @@ def pixels_from_array(array: np.ndarray, preprocessing: Preprocessing, source: s
     if array.dtype != np.uint8:
         nan = np.issubdtype(array.dtype, np.floating) and bool(np.isnan(array).any())
         raise DynamicConfidenceError(
-            f"{source}: got {array.dtype} values{', NaN among them' if nan else ''}, expected {wanted}. The normalisation is "
-            "part of the network: give it the pixels as they are."
+            f"{source}: got {array.dtype} values{', NaN among them' if nan else ''}, expected {wanted}. "
+            "The normalisation is part of the network: give it the pixels as they are."
         )
     for layout, axes in (
         ((channels, height, width), (0, 1, 2, 3)),
@@ -93,12 +93,13 @@ def pixels_from_array(array: np.ndarray, preprocessing: Preprocessing, source: s
             stack = array if array.ndim > len(layout) else array[None]
             return np.ascontiguousarray(stack[:, None] if axes is None else stack.transpose(axes))
     raise DynamicConfidenceError(
-        f"{source}: got an array of shape {list(array.shape)}, expected {wanted}. Image files are resized; arrays are not."
+        f"{source}: got an array of shape {list(array.shape)}, expected {wanted}. "
+        "Image files are resized; arrays are not."
     )
 
 
 def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a .npy, or the images (`image`, `images`, `x`, or the only array) and labels (`label`, `labels`, `y`) of a .npz.
+    """Read a .npy, or the images (`image`, `images`, `x`, the only array) and labels (`label`, …) of a .npz.
 
     Raises: DynamicConfidenceError when the file is broken, holds Python objects, or has no such arrays.
     """
@@ -192,7 +193,7 @@ def _iterate(files: list[Path], preprocessing: Preprocessing, index_of: dict[str
 
 
 def frames_from_path(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """Read one input that varies in time: a folder of images in name order, or an array, as `[T, channel, height, width]`.
+    """Read an input that varies in time, a folder of frames in name order or an array: `[T, channel, height, width]`.
 
     Raises: DynamicConfidenceError as for single images.
     """

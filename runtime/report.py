@@ -27,8 +27,8 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("input", "label", "name", "confidence", "steps", "ms", "exit")
-    for column in table.columns[3:6]:
+    table = Table("input", "answer", "confidence", "steps", "ms", "exit")
+    for column in table.columns[2:5]:
         column.justify = "right"
     table.columns[0].overflow = "fold"
     answered, failed = [], 0
@@ -40,7 +40,7 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
         answered.append(record)
         if len(answered) <= rows:
             numbers = f"{record['confidence']:.3f}", str(record["steps"]), f"{record['ms']:.2f}"
-            table.add_row(record["input"], str(record["label"]), record["name"], *numbers, record["exit"])
+            table.add_row(record["input"], record["name"], *numbers, record["exit"])
     console = Console()
     if answered:
         console.print(table)

@@ -51,7 +51,7 @@ def _answer(engine: Engine, items: list[Sample | Broken], policy: ExitPolicy) ->
     samples = [item for item in items if isinstance(item, Sample)]
     answers = None
     if samples:
-        # Inputs that vary in time come as [T, channel, y, x]: the batch axis goes behind the steps, in front of a channel.
+        # What varies in time comes as [T, channel, y, x]: the batch axis goes behind the steps.
         answers = infer(engine, np.stack([s.pixels for s in samples], axis=samples[0].pixels.ndim - 3), policy)
     names, row = engine.manifest.class_names, 0
     for item in items:

@@ -55,7 +55,7 @@ def policy_from_manifest(
 ) -> ExitPolicy:
     """Take the calibrated policy of a network, with what the caller overrides.
 
-    Raises: DynamicConfidenceError for a threshold outside [0, 1], steps outside 1..T or a deadline that is not positive.
+    Raises: DynamicConfidenceError for a threshold outside [0, 1], steps outside 1..T or a deadline <= 0.
     """
     calibration = manifest.calibration
     if threshold is None:
@@ -197,8 +197,8 @@ def _check(engine: Engine, pixels: np.ndarray) -> None:
     shape = manifest.input.preprocessing.shape
     if pixels.dtype != np.uint8 or pixels.shape[-3:] != shape or pixels.ndim not in (4, 5):
         raise DynamicConfidenceError(
-            f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with time steps "
-            "in front for an input that varies in time."
+            f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with time "
+            "steps in front for an input that varies in time."
         )
     if not 1 <= pixels.shape[-4] <= engine.batch:
         raise DynamicConfidenceError(
@@ -209,8 +209,8 @@ def _check(engine: Engine, pixels: np.ndarray) -> None:
             raise DynamicConfidenceError("0 frames: expected at least one.")
         if manifest.steps_per_call > 1 and not manifest.input.frames:
             raise DynamicConfidenceError(
-                f"this network takes one image for {manifest.steps_per_call} steps: export it with `dc-export --frames` "
-                "for an input that varies in time."
+                f"this network takes one image for {manifest.steps_per_call} steps: export it with "
+                "`dc-export --frames` for an input that varies in time."
             )
         window = manifest.method.injection_steps
         if window is not None and len(pixels) != window:

@@ -1,4 +1,4 @@
-"""Networks that the tests share: a small random one, exported once per form, and the data that lies beside the clone."""
+"""What the tests share: a small random network, exported once per form, and the data beside the clone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Checkpoint, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`exported(method="qffs", steps=12, steps_per_call=4) -> Path`: the network's .onnx. Read it, never write to it."""
+    """`exported(method="qffs", steps_per_call=4) -> Path`: the network's .onnx. Read it, never write to it."""
     folder, made = tmp_path_factory.mktemp("exported"), {}
 
     def export_once(**options: object) -> Path:

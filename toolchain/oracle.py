@@ -1,4 +1,4 @@
-"""The numpy float64 oracle: the stepping network written down as plainly as possible, to check everything else against."""
+"""The numpy float64 oracle: the stepping network as plainly as possible, to check everything else against."""
 
 from __future__ import annotations
 

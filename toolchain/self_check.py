@@ -1,4 +1,4 @@
-"""The self-check of an export: graph, torch simulation and float64 oracle must agree bit for bit, or nothing is written."""
+"""The self-check of an export: graph, torch simulation and float64 oracle agree bit for bit, or nothing is written."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ class _Session:
             self._feed[state.input] = np.full(shape, state.initial, np.float32)
 
     def call(self) -> dict[str, np.ndarray]:
-        results = dict(zip(self._names, self._session.run(self._names, self._feed), strict=True))
+        values = self._session.run(self._names, self._feed)
+        results = {name: np.asarray(value) for name, value in zip(self._names, values, strict=True)}
         for state in self._states:
             self._feed[state.input] = results[state.output]
         return results

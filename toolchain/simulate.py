@@ -1,4 +1,4 @@
-"""The torch simulation: the stepping network as a pure function on explicit state, on any device and in any precision."""
+"""The torch simulation: the stepping network as a pure function on explicit state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convert a quantised network to a spiking one: trace it, fold what is linear, and put everything in threshold units."""
+"""Convert a quantised network to a spiking one: trace it, fold what is linear, put everything in threshold units."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .snn import INPUT, PIXEL_MAX, Layer, Pool, Shape, Snn, Synapse, out_size
 
 @dataclass(frozen=True)
 class _Source:
-    """A tensor that is carried by spikes, summed spikes or pixels: real value = unit * carried + offset, per channel."""
+    """What spikes, summed spikes or pixels carry: real value = unit * carried + offset, per channel."""
 
     name: str
     shape: Shape
@@ -168,8 +168,8 @@ def _linear(module: nn.Linear, name: str, value: _Value, nodes: list[Layer | Poo
     source = _source(value, name, "a linear layer")
     if module.in_features != int(np.prod(source.shape)):
         raise DynamicConfidenceError(
-            f"layer '{name}' takes {module.in_features} features, but images of {list(source.shape)} reach it: expected "
-            "another image size. Check the checkpoint's preprocessing."
+            f"layer '{name}' takes {module.in_features} features, but images of {list(source.shape)} reach it: "
+            "expected another image size. Check the checkpoint's preprocessing."
         )
     weight = _array(module.weight).reshape(module.out_features, *source.shape)
     bias = np.zeros(module.out_features) if module.bias is None else _array(module.bias)

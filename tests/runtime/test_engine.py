@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +117,7 @@ def test_a_states_input_and_output_never_share_a_buffer(
         for inputs, outputs in bound.values():
             assert len(inputs) == states + 2
             ranges = sorted([*inputs, *outputs], key=lambda r: r.start)
-            assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+            assert all(a.stop <= b.start for a, b in pairwise(ranges))
 
 
 @pytest.fixture(scope="module")

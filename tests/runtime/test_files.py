@@ -32,15 +32,20 @@ def test_the_file_appears_when_the_block_ends(tmp_path: Path):
     assert names(tmp_path) == ["a"]
 
 
+def fail_half_way(path: Path, error: type[BaseException]) -> None:
+    with atomic_path(path) as part:
+        part.write_bytes(b"half")
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("existing", [None, b"old"])
 def test_nothing_is_left_of_a_block_that_fails(tmp_path: Path, error: type[BaseException], existing: bytes | None):
     path = tmp_path / "a"
     if existing is not None:
         path.write_bytes(existing)
-    with pytest.raises(error), atomic_path(path) as part:
-        part.write_bytes(b"half")
-        raise error
+    with pytest.raises(error):
+        fail_half_way(path, error)
     assert names(tmp_path) == ([] if existing is None else ["a"])
     assert existing is None or path.read_bytes() == existing
 

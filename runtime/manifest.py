@@ -100,6 +100,8 @@ class Calibration(_Record, frozen=True):
             raise ValueError(f"threshold {self.threshold:g} is outside [0, 1]")
         if not (self.alpha > 0 and self.temperature > 0):
             raise ValueError(f"alpha {self.alpha:g} and temperature {self.temperature:g} must be positive")
+        if self.min_step < 1:
+            raise ValueError(f"min_step {self.min_step} must be at least 1")
 
     @property
     def scale(self) -> float:
@@ -157,7 +159,10 @@ class Manifest(_Record, frozen=True):
             raise ValueError(f"version {self.version}, this release reads version {VERSION}")
         if self.steps_per_call < 1 or self.max_steps < 1:
             raise ValueError(f"steps_per_call {self.steps_per_call} and max_steps {self.max_steps} must be at least 1")
-        steps = (self.steps_per_call, "N")
+        steps: tuple[Dim, ...] = (self.steps_per_call, "N")
+        image = (*(steps if self.input.frames else steps[1:]), *self.input.preprocessing.shape)
+        if self.input.shape != image:
+            raise ValueError(f"input shape {self.input.shape}, expected {image} from its preprocessing")
         wanted = {"logits": (*steps, len(self.class_names)), "confidence": steps, "label": steps}
         found = {output.name: output.shape for output in self.outputs if output.name != "spikes"}
         if found != wanted:

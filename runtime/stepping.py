@@ -197,8 +197,8 @@ def _check(engine: Engine, pixels: np.ndarray) -> None:
     shape = manifest.input.preprocessing.shape
     if pixels.dtype != np.uint8 or pixels.shape[-3:] != shape or pixels.ndim not in (4, 5):
         raise DynamicConfidenceError(
-            f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with time "
-            "steps in front for an input that varies in time."
+            f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with "
+            "time steps in front for an input that varies in time."
         )
     if not 1 <= pixels.shape[-4] <= engine.batch:
         raise DynamicConfidenceError(
@@ -211,6 +211,11 @@ def _check(engine: Engine, pixels: np.ndarray) -> None:
             raise DynamicConfidenceError(
                 f"this network takes one image for {manifest.steps_per_call} steps: export it with "
                 "`dc-export --frames` for an input that varies in time."
+            )
+        if len(pixels) > manifest.max_steps:
+            raise DynamicConfidenceError(
+                f"{len(pixels)} frames: this network runs {manifest.max_steps} time steps at most. Give it fewer, or "
+                f"export it with `dc-export -T {len(pixels)}`."
             )
         window = manifest.method.injection_steps
         if window is not None and len(pixels) != window:

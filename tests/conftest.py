@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import SHARED, random_checkpoint
 
 from dynamic_confidence.models.checkpoint import Checkpoint, save_checkpoint, sha256_of
 from dynamic_confidence.runtime.manifest import Preprocessing
 from dynamic_confidence.toolchain.export import ExportOptions, export
+
+# Small networks: two threads wait for each other longer than they compute, above all when tests share the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from ..runtime.manifest import Preprocessing
 Color = Literal["RGB", "L"]
 AUGMENTATIONS = ("none", "shift", "crop-flip")
 DIGIT_PARTS = {"train": 0.6, "calibration": 0.2, "test": 0.2}
-_GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})
+_GREY_MODES = frozenset({"1", "L", "LA"})
 
 
 @dataclass(frozen=True, eq=False)

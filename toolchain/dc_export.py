@@ -56,6 +56,7 @@ def main(
     from ..calib.calibrate import calibrate_file
     from ..models.checkpoint import load_checkpoint, sha256_of
     from ..runtime.cli import progress
+    from ..runtime.errors import DynamicConfidenceError
     from ..runtime.files import atomic_path
     from ..runtime.images import labelled_arrays
     from .export import ExportOptions, describe, export
@@ -63,6 +64,8 @@ def main(
     started = time.perf_counter()
     checkpoint = load_checkpoint(model)
     output = output or model.with_name(f"{model.stem}_{method}.onnx")
+    if output.suffix != ".onnx":
+        raise DynamicConfidenceError(f"{output}: an exported network is named .onnx: -o {output.with_suffix('.onnx')}")
     data = None
     if calibrate_on is not None:
         data = labelled_arrays(calibrate_on, checkpoint.preprocessing, checkpoint.class_names)

@@ -59,7 +59,8 @@ def export(
     """Convert, snap, write and check a network. The same input always gives the same bytes.
 
     `calibration_set` (pixels `[image, channel, y, x]`, labels `[image]`) gives the temperature of the quantised
-    network, the measured head-room and the images of the self-check; without it the temperature is 1 and the check uses noise.
+    network, the measured head-room and the images of the self-check; without it the temperature is 1 and noise is
+    checked with.
     `track` wraps the self-check's calls, for a progress bar.
     Raises: DynamicConfidenceError for a network that cannot be converted, CheckFailed when the graph is not exact.
     """

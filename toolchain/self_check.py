@@ -46,6 +46,9 @@ def self_check(
     """
     k, spiking = manifest.steps_per_call, [layer.name for layer in snn.layers]
     steps = manifest.max_steps
+    if manifest.input.frames:  # another image in every step
+        pixels = np.stack([np.roll(pixels, step, axis=0) for step in range(-(-steps // k) * k)])
+    images = pixels.shape[-4]
     oracle = oracle_steps(snn, pixels, steps)
     simulation = simulate(simulation_from_snn(snn), pixels, steps)
     graph, probe = _Session(deployed, manifest, pixels), _Session(probed, manifest, pixels)
@@ -62,7 +65,7 @@ def self_check(
             _equal(results["logits"][step], trains["logits"][step], f"{where}: logits of the graph and of its probe")
             _equal(simulated.argmax(1), results["label"][step], f"{where}: labels of the simulation and of the graph")
             for name in spiking:
-                train = trains[f"spikes.{name}"].reshape(k, len(pixels), *expected.spikes[name].shape[1:])[step]
+                train = trains[f"spikes.{name}"].reshape(k, images, *expected.spikes[name].shape[1:])[step]
                 _equal(expected.spikes[name], spikes[name].numpy(), f"{where}, layer {name}: oracle and simulation")
                 _equal(expected.spikes[name], train, f"{where}, layer {name}: oracle and graph")
                 total += int(np.abs(train).sum())
@@ -71,7 +74,7 @@ def self_check(
     for threshold in THRESHOLDS:
         exits = [np.argmax(np.stack(c) > threshold, axis=0) for c in (confidences, engine_confidences)]
         _equal(exits[0], exits[1], f"threshold {threshold}: exit steps of the oracle and of the graph")
-    return CheckReport(len(pixels), manifest.max_steps, len(spiking), total)
+    return CheckReport(images, manifest.max_steps, len(spiking), total)
 
 
 def synthetic_pixels(shape: tuple[int, int, int], images: int, seed: int = 0) -> np.ndarray:
@@ -99,18 +102,21 @@ class _Session:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         self._names = [output.name for output in self._session.get_outputs()]
-        self._states = manifest.states
-        images = np.repeat(pixels[None], manifest.steps_per_call, axis=0) if manifest.input.frames else pixels
+        self._manifest, self._pixels, self._steps = manifest, pixels, 0
         scale = np.array(manifest.calibration.scale, np.float32)
-        self._feed = {manifest.input.name: images, manifest.scale_input: scale}
+        self._feed = {manifest.scale_input: scale}
         for state in manifest.states:
-            shape = [len(pixels) if dim == "N" else int(dim) for dim in state.shape]
+            shape = [pixels.shape[-4] if dim == "N" else int(dim) for dim in state.shape]
             self._feed[state.input] = np.full(shape, state.initial, np.float32)
 
     def call(self) -> dict[str, np.ndarray]:
+        manifest, first = self._manifest, self._steps
+        self._steps += manifest.steps_per_call
+        frames = self._pixels[first : self._steps] if manifest.input.frames else self._pixels
+        self._feed[manifest.input.name] = frames
         values = self._session.run(self._names, self._feed)
         results = {name: np.asarray(value) for name, value in zip(self._names, values, strict=True)}
-        for state in self._states:
+        for state in manifest.states:
             self._feed[state.input] = results[state.output]
         return results
 

@@ -36,10 +36,9 @@ class OnnxRuntimeEngine:
         self._outputs = {o.name: np.empty(_shape(o.shape, batch), o.dtype) for o in manifest.outputs}
         self._result = StepOutput(**{name: self._outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
         self._bindings = [self._bind(source, 1 - source) for source in range(2)]
-        self._source = 0
+        self.reset(manifest.calibration.scale)
 
     def __enter__(self) -> OnnxRuntimeEngine:
-        self.reset(self.manifest.calibration.scale)
         return self
 
     def __exit__(
@@ -56,6 +55,10 @@ class OnnxRuntimeEngine:
 
     def step(self, pixels: np.ndarray | None = None) -> StepOutput:
         if pixels is not None:
+            if pixels.shape != self._input.shape:
+                raise DynamicConfidenceError(
+                    f"input of shape {list(pixels.shape)}: this engine was opened for {list(self._input.shape)}."
+                )
             np.copyto(self._input, pixels, casting="no")
         self._session.run_with_iobinding(self._bindings[self._source])
         self._source = 1 - self._source

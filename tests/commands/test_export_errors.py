@@ -119,6 +119,13 @@ def test_class_names_that_do_not_fit(model: Path, tmp_path: Path):
     refused(run(model), "the checkpoint names 2 classes, the network has 4", tmp_path, {"model.pt"})
 
 
+def test_another_suffix_is_refused(model_file: Path, tmp_path: Path):
+    result = run(model_file, "-o", tmp_path / "net.foo")
+    assert result.exit_code == 2
+    assert "net.foo: an exported network is named .onnx: -o " in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", ["-T", "-K"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_no_steps(model: Path, tmp_path: Path, option: str, value: int):

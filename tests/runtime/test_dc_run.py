@@ -95,7 +95,7 @@ def test_table_and_summary(network: Path, images: Path):
         " ".join(result.stdout.split())
     )
     assert f"accuracy {100 * np.mean(judged):.2f} % of 8" in " ".join(result.stdout.split())
-    for column in ("input", "label", "name", "confidence", "steps", "ms", "exit"):
+    for column in ("input", "answer", "confidence", "steps", "ms", "exit"):
         assert column in result.stdout
     assert "Not calibrated" not in result.stdout
 

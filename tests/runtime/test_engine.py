@@ -198,3 +198,13 @@ def test_without_onnxruntime(exported: Callable[..., Path], monkeypatch: pytest.
     ):
         open_engine(path)
     assert BackendMissing.exit_code == 3
+
+
+def test_an_input_of_another_batch_is_refused_not_repeated(exported: Callable[..., Path], pixels: np.ndarray) -> None:
+    with (
+        open_engine(exported(), batch=7) as engine,
+        pytest.raises(
+            DynamicConfidenceError, match=r"shape \[1, 1, 12, 12\]: this engine was opened for \[7, 1, 12, 12\]"
+        ),
+    ):
+        engine.step(pixels[:1])

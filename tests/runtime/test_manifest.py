@@ -84,6 +84,8 @@ def test_a_missing_key_is_named(plain: dict[str, Any], path: str, key: str):
         ("calibration", "alpha", 0, "alpha 0 and temperature 1 must be positive"),
         ("calibration", "temperature", -2.5, r"alpha 3 and temperature -2\.5 must be positive"),
         ("calibration", "alpha", None, r"Expected `float`, got `null` - at `\$\.calibration\.alpha`"),
+        ("calibration", "min_step", 0, "min_step 0 must be at least 1"),
+        ("input", "shape", ["N", 1, 28, 28], r"input shape \('N', 1, 28, 28\), expected .*from its preprocessing"),
         ("calibration", "metric", "entropy", r"Invalid enum value 'entropy' - at `\$\.calibration\.metric`"),
         ("method", "name", "rate", r"Invalid enum value 'rate' - at `\$\.method\.name`"),
         ("input", "dtype", "float32", r"Invalid enum value 'float32' - at `\$\.input\.dtype`"),

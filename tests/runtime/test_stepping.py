@@ -271,6 +271,7 @@ def test_a_batch_that_is_not_full_is_filled_up(exported: Exported, pixels: np.nd
             np.uint8,
             r"one image for 4 steps: export it with `dc-export --frames`",
         ),
+        ({}, (13, 2, 1, 12, 12), np.uint8, r"13 frames: this network runs 12 time steps at most.*`dc-export -T 13`"),
         ({"method": "qffs"}, (12, 2, 1, 12, 12), np.uint8, r"12 frames: this QFFS .* first 3 steps .*`--method qcfs`"),
         ({"method": "qffs"}, (2, 2, 1, 12, 12), np.uint8, r"2 frames: this QFFS network takes input in its first 3"),
     ],

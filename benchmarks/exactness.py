@@ -64,7 +64,7 @@ def main(model: Path, half: Path, test: tuple[Path, ...], limit: int | None, out
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             path.write_bytes(exported.content)
-            calibrate_file(path, pixels[::2], label[::2], data_name=f"{half.name} (even)")
+            calibrate_file(path, pixels[::2], label[::2], data_name=f"{half.name} (even)", rule="grid")
             results["methods"][method] = {
                 name: _compare(checkpoint, path, method, x, y, unseen[name], f"{method} {name}")
                 for name, (x, y) in sets.items()

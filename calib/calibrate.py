@@ -16,11 +16,11 @@ from ..runtime.manifest import Calibration
 from ..runtime.onnx_file import write_calibration
 from ..runtime.stepping import run_to_the_end
 from .temperature import fit_temperature
-from .thresholds import OperatingPoint, choose, exact_scan, fixed_accuracy, grid_points, pareto_front
+from .thresholds import OperatingPoint, choose, descend, exact_scan, fixed_accuracy, grid_points, pareto_front
 from .trace import Trace
 from .upper_bound import upper_bound
 
-Rule = Literal["grid", "exact"]
+Rule = Literal["safe", "grid", "exact"]
 BATCH = 64
 
 
@@ -56,23 +56,25 @@ def calibrate(
     trace: Trace,
     current: Calibration,
     *,
-    rule: Rule = "grid",
+    rule: Rule = "safe",
     max_drop: float = 0.0,
     data_name: str | None = None,
 ) -> CalibrationReport:
     """Choose the threshold with the fewest mean steps whose accuracy is at least that of the last step - `max_drop`.
 
-    `rule` "grid" looks at the paper's 11 thresholds, "exact" at every one that behaves differently: it saves more steps
-    on the data it sees and fits them more closely. `current` gives alpha, temperature and min_step.
+    `rule` "grid" looks at the paper's 11 thresholds, "exact" at every one that behaves differently, which saves more
+    steps on the data it sees and fits them more closely; "safe" also looks at every one, but stops descending at the
+    first that loses accuracy (docs/adr/0004-threshold-rule.md compares them on unseen data). `current` gives alpha,
+    temperature and min_step.
     Raises: DynamicConfidenceError for a negative max_drop.
-    Source: Dynamic Confidence, section 5.3.3; the exact scan is ours.
+    Source: Dynamic Confidence, section 5.3.3; the exact scan and the safe descent are ours.
     """
     if rule == "grid":
         points = grid_points(trace, current.scale, min_step=current.min_step)
     else:
         points = exact_scan(trace.confidence(current.scale), trace.correct, trace.last_step, current.min_step).points()
     baseline = float(fixed_accuracy(trace)[-1])
-    chosen = choose(points, baseline, max_drop)
+    chosen = choose(descend(points, baseline, max_drop) if rule == "safe" else points, baseline, max_drop)
     bound_steps, bound_accuracy = upper_bound(trace.correct, trace.last_step)
     calibration = msgspec.structs.replace(
         current,
@@ -100,7 +102,7 @@ def calibrate_file(
     label: np.ndarray,
     *,
     data_name: str,
-    rule: Rule = "grid",
+    rule: Rule = "safe",
     max_drop: float = 0.0,
     alpha: float | None = None,
     temperature: float | Literal["keep", "fit"] = "keep",

@@ -11,6 +11,9 @@ from ..runtime.cli import command_errors
 
 if TYPE_CHECKING:
     from .calibrate import CalibrationReport
+    from .thresholds import OperatingPoint
+
+ROWS = 12
 
 
 @click.command()
@@ -19,7 +22,11 @@ if TYPE_CHECKING:
     "--data", required=True, type=click.Path(path_type=Path), help="Labelled images: one folder per class, or .npz."
 )
 @click.option(
-    "--rule", type=click.Choice(["grid", "exact"]), default="grid", show_default=True, help="Thresholds tried."
+    "--rule",
+    type=click.Choice(["safe", "grid", "exact"]),
+    default="safe",
+    show_default=True,
+    help="grid: the paper's 11 thresholds; exact: all; safe: all, from 1 down to the first that loses accuracy.",
 )
 @click.option("--max-drop", type=float, default=0.0, show_default=True, help="Accuracy that may be lost, in points.")
 @click.option("--alpha", type=float, help="Divisor of the logits. [default: T (qcfs), levels of the quantiser (qffs)]")
@@ -45,7 +52,7 @@ def main(
     \b
     Examples:
       dc-calibrate net.onnx --data data/validation
-      dc-calibrate net.onnx --data data/validation --rule exact --max-drop 0.5
+      dc-calibrate net.onnx --data data/validation --rule grid --max-drop 0.5
       dc-calibrate net.onnx --data validation.npz --json
     """
     import json
@@ -70,7 +77,7 @@ def main(
         pixels,
         label,
         data_name=data.name,
-        rule=cast(Literal["grid", "exact"], rule),
+        rule=cast(Literal["safe", "grid", "exact"], rule),
         max_drop=max_drop / 100,
         alpha=alpha,
         temperature=chosen_temperature,
@@ -91,13 +98,22 @@ def _plain(report: CalibrationReport) -> dict[str, object]:
     return msgspec.to_builtins(dataclasses.asdict(report) | {"calibration": msgspec.to_builtins(report.calibration)})
 
 
+def _rows(report: CalibrationReport) -> list[OperatingPoint]:
+    """At most some `ROWS` points of the front, evenly spread, and the chosen one, by mean steps."""
+    every = -(-len(report.front) // ROWS)
+    shown = {*report.front[::every], report.front[-1], report.chosen}
+    return sorted(shown, key=lambda point: point.mean_steps)
+
+
 def _show(network: Path, data: Path, report: CalibrationReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
     calibration = report.calibration
-    table = Table("threshold", "mean steps", "accuracy %", "", title="Pareto front on the calibration data")
-    for point in report.front:
+    table = Table(
+        "threshold", "mean steps", "accuracy %", "", title="Thresholds on the calibration data (Pareto front)"
+    )
+    for point in _rows(report):
         mark = "<- chosen" if point == report.chosen else ""
         table.add_row(f"{point.threshold:.4f}", f"{point.mean_steps:.3f}", f"{100 * point.accuracy:.2f}", mark)
     table.add_section()

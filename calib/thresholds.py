@@ -13,6 +13,8 @@ from .trace import Trace, check_last_step
 
 PAPER_GRID = tuple(k / 10 for k in range(11))
 """The paper's candidates 0, 0.1, ..., 1 (section 5.3.3)."""
+TOLERANCE = 1e-12
+"""Decimal fractions do not subtract exactly (0.8 - 0.1 > 0.7); no two accuracies lie this close to each other."""
 MIN_WIDTH = 1e-6
 """Ten units in the last place of a float32 just below 1."""
 
@@ -142,6 +144,21 @@ def pareto_front(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
     return front
 
 
+def descend(points: Iterable[OperatingPoint], baseline_accuracy: float, max_drop: float = 0.0) -> list[OperatingPoint]:
+    """Return the points, from threshold 1 downwards, before the first whose accuracy is below baseline - max_drop.
+
+    Below a first loss some lower threshold may look lossless again by luck of the sample; such points are left out.
+    Shapes and errors as for `choose`, which picks among what is returned.
+    Source: ours; the order of testing is that of fixed-sequence testing (Learn then Test, arXiv 2110.01052).
+    """
+    safe = []
+    for point in sorted(points, key=lambda point: -point.threshold):
+        if point.accuracy < baseline_accuracy - max_drop - TOLERANCE:
+            break
+        safe.append(point)
+    return safe
+
+
 def choose(points: Iterable[OperatingPoint], baseline_accuracy: float, max_drop: float = 0.0) -> OperatingPoint:
     """Return the point with the fewest mean steps whose accuracy is at least `baseline_accuracy - max_drop`.
 
@@ -152,8 +169,7 @@ def choose(points: Iterable[OperatingPoint], baseline_accuracy: float, max_drop:
     if not max_drop >= 0:
         raise DynamicConfidenceError(f"max_drop is {max_drop}, expected 0 or more; write 0.005 for half a point")
     points = list(points)
-    # Decimal fractions do not subtract exactly (0.8 - 0.1 > 0.7); no two accuracies lie this close to each other.
-    needed = baseline_accuracy - max_drop - 1e-12
+    needed = baseline_accuracy - max_drop - TOLERANCE
     accurate = [point for point in points if point.accuracy >= needed]
     if not accurate:
         best = max((point.accuracy for point in points), default=float("nan"))

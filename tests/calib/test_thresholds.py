@@ -14,6 +14,7 @@ from dynamic_confidence.calib.thresholds import (
     PAPER_GRID,
     OperatingPoint,
     choose,
+    descend,
     exact_scan,
     fixed_accuracy,
     grid_points,
@@ -189,3 +190,12 @@ def test_choose_takes_the_fewest_steps_that_keep_the_accuracy():
 def test_bad_input_is_refused(call, message: str):
     with pytest.raises(DynamicConfidenceError, match=message):
         call()
+
+
+def test_descend_stops_at_the_first_loss_even_where_a_lower_threshold_looks_lossless_again() -> None:
+    accuracies = {1.0: 0.9, 0.8: 0.92, 0.6: 0.9, 0.4: 0.89, 0.2: 0.91}
+    points = [OperatingPoint(threshold, 10 * threshold, accuracy) for threshold, accuracy in accuracies.items()]
+    assert [p.threshold for p in descend(points, 0.9)] == [1.0, 0.8, 0.6]
+    assert [p.threshold for p in descend(points, 0.9, max_drop=0.01)] == [1.0, 0.8, 0.6, 0.4, 0.2]
+    assert choose(points, 0.9).threshold == 0.2
+    assert choose(descend(points, 0.9), 0.9).threshold == 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def main(folder: Path, epochs: int) -> None:
       python -m dynamic_confidence.benchmarks.demo demo
     """
     from ..runtime.images import labelled_arrays
-    from ..runtime.onnx_file import read_onnx
+    from ..runtime.network_file import read_manifest
     from ..toolchain.data import write_digits
     from .evaluate import evaluate
     from .figures import exit_figure
@@ -41,27 +42,29 @@ def main(folder: Path, epochs: int) -> None:
     write_digits(digits)
     click.echo(f"   {digits}/train  {digits}/calibration  {digits}/test")
     _say("2  Train a small residual network whose activations have 2 bits")
-    recipe = f"--architecture resnet8 --width 8 --epochs {epochs} --threads 1 --fresh"
-    _run(f"dc-train --data {digits}/train {recipe} -o {model}")
+    recipe = ("--architecture", "resnet8", "--width", 8, "--epochs", epochs, "--fresh")
+    _run("dc-train", "--data", digits / "train", *recipe, "-o", model)
     _say("3  Convert it to spiking networks, by both methods, and check them bit for bit")
-    _run(f"dc-export {model} --method qcfs -T 8 -o {networks['qcfs']}")
-    _run(f"dc-export {model} --method qffs -o {networks['qffs']}")
+    _run("dc-export", model, "--method", "qcfs", "-T", 8, "-o", networks["qcfs"])
+    _run("dc-export", model, "--method", "qffs", "-o", networks["qffs"])
     _say("4  Calibrate when to stop, on images that are neither trained on nor tested with")
     for network in networks.values():
-        _run(f"dc-calibrate {network} --data {digits}/calibration")
+        _run("dc-calibrate", network, "--data", digits / "calibration")
     _say("5  Answer images: each stops as soon as it is sure enough")
-    _run(f"dc-run --engine {networks['qcfs']} {digits}/test --rows 8")
+    _run("dc-run", "--engine", networks["qcfs"], digits / "test", "--rows", 8)
     _say("6  The test set, with and without Dynamic Confidence")
     evaluations = {}
     for method, network in networks.items():
-        _, manifest = read_onnx(network)
+        manifest = read_manifest(network)
         pixels, label = labelled_arrays(digits / "test", manifest.input.preprocessing, manifest.class_names)
         evaluations[f"{method.upper()}, T = {manifest.max_steps}"] = evaluate(network, pixels, label)
     picture = folder / "digits.png"
     exit_figure(evaluations, "Digits: stop as soon as you are sure", picture)
     print_evaluations(evaluations)
     click.echo(f"Picture: {picture}      The whole demo took {time.perf_counter() - started:.0f} s.")
-    click.echo(f"Next: dc-run --engine {networks['qcfs']} YOUR_IMAGE.png    or    dc-export --help")
+    if shutil.which("dc-run") is None:
+        click.echo(f"Next, in this shell: source {Path(sys.executable).parent / 'activate'}")
+    click.echo(f"Then: dc-run --engine {networks['qcfs']} IMAGE.png   (white digits on black), or dc-export --help")
 
 
 def print_evaluations(evaluations: dict[str, Evaluation]) -> None:
@@ -101,11 +104,11 @@ def _say(text: str) -> None:
     click.secho(f"\n{text}", bold=True)
 
 
-def _run(command: str) -> None:
+def _run(name: str, *arguments: object) -> None:
     """Run one of our commands, shown as a user would type it, from the environment this program runs in."""
-    click.secho(f"$ {command}", dim=True)
-    name, *arguments = shlex.split(command)
-    result = subprocess.run([str(Path(sys.executable).parent / name), *arguments], check=False)
+    words = [str(argument) for argument in arguments]
+    click.secho(f"$ {shlex.join([name, *words])}", dim=True)
+    result = subprocess.run([str(Path(sys.executable).parent / name), *words], check=False)
     if result.returncode:
         raise SystemExit(result.returncode)
 

@@ -29,11 +29,11 @@ def main(network: Path, data: Path, splits: int, output: Path | None) -> None:
     from ..calib.exits import exit_steps
     from ..runtime.cli import progress
     from ..runtime.images import labelled_arrays
-    from ..runtime.onnx_file import read_onnx
+    from ..runtime.network_file import read_manifest
     from .evaluate import evaluate
     from .record import write_record
 
-    _, manifest = read_onnx(network)
+    manifest = read_manifest(network)
     pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
     trace = evaluate(network, pixels, label, lambda starts: progress(starts, "tracing")).trace
     generator = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import numpy as np
 from ..runtime.engine import Engine, open_engine
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Calibration
-from ..runtime.onnx_file import write_calibration
+from ..runtime.network_file import write_calibration
 from ..runtime.stepping import run_to_the_end
 from .temperature import fit_temperature
 from .thresholds import OperatingPoint, choose, descend, exact_scan, fixed_accuracy, grid_points, pareto_front
@@ -29,6 +29,8 @@ class CalibrationReport:
     """What was chosen, and what there was to choose from."""
 
     calibration: Calibration
+    steps: int
+    """T"""
     chosen: OperatingPoint
     front: list[OperatingPoint]
     baseline_steps: float
@@ -86,13 +88,14 @@ def calibrate(
         expected_mean_steps=chosen.mean_steps,
     )
     return CalibrationReport(
-        calibration,
-        chosen,
-        pareto_front(points),
-        float(trace.last_step.mean()),
-        baseline,
-        float(bound_steps[-1]),
-        float(bound_accuracy[-1]),
+        calibration=calibration,
+        steps=trace.steps,
+        chosen=chosen,
+        front=pareto_front(points),
+        baseline_steps=float(trace.last_step.mean()),
+        baseline_accuracy=baseline,
+        bound_steps=float(bound_steps[-1]),
+        bound_accuracy=float(bound_accuracy[-1]),
     )
 
 
@@ -119,16 +122,30 @@ def calibrate_file(
         raise DynamicConfidenceError(
             f"{data_name}: {len(pixels)} images; a threshold needs many, expected 100 or more."
         )
+    for name, value in (("alpha", alpha), ("temperature", temperature)):
+        if isinstance(value, float | int) and not (0 < value < float("inf")):
+            raise DynamicConfidenceError(f"{name} {value:g}: expected a positive number.")
+    if not max_drop >= 0:
+        raise DynamicConfidenceError(f"max_drop {max_drop:g}: expected a fraction of 0 or more.")
+    if len(set(label.tolist())) < 2:
+        raise DynamicConfidenceError(
+            f"{data_name}: all {len(label)} images are of one class; a threshold needs images of all classes. Give the "
+            "folder that holds one folder per class."
+        )
     with open_engine(path, batch=min(BATCH, len(pixels)), threads=threads) as engine:
-        trace = trace_from_engine(engine, pixels, label, track)
         current = engine.manifest.calibration
+        trace = trace_from_engine(engine, pixels, label, track)
     alpha = current.alpha if alpha is None else alpha
-    if temperature == "fit" and alpha > 0:
-        temperature = fit_temperature(trace.logits[:, -1] / np.float32(alpha), label)
-    elif isinstance(temperature, str):
+    if temperature == "fit":
+        fitted = fit_temperature(trace.logits[:, -1] / np.float32(alpha), label)
+        if fitted is None:
+            raise DynamicConfidenceError(
+                f"{data_name}: no temperature fits best (every answer is right, for example). Keep the one there is: "
+                "--temperature keep."
+            )
+        temperature = fitted
+    elif temperature == "keep":
         temperature = current.temperature
-    if not (alpha > 0 and temperature > 0):
-        raise DynamicConfidenceError(f"alpha {alpha:g}, temperature {temperature:g}: expected positive numbers.")
     current = msgspec.structs.replace(current, alpha=float(alpha), temperature=float(temperature))
     report = calibrate(trace, current, rule=rule, max_drop=max_drop, data_name=data_name)
     write_calibration(path, report.calibration)

@@ -60,7 +60,7 @@ def main(
     from ..runtime.cli import progress
     from ..runtime.errors import DynamicConfidenceError
     from ..runtime.images import labelled_arrays
-    from ..runtime.onnx_file import read_onnx
+    from ..runtime.network_file import read_manifest
     from .calibrate import calibrate_file
 
     if temperature not in ("keep", "fit"):
@@ -70,7 +70,9 @@ def main(
             raise DynamicConfidenceError(f"--temperature {temperature}: expected keep, fit or a number.") from None
     else:
         chosen_temperature = cast(Literal["keep", "fit"], temperature)
-    _, manifest = read_onnx(network)
+    if max_drop < 0:
+        raise DynamicConfidenceError(f"--max-drop {max_drop:g}: expected 0 or more points (0.5 is half a point).")
+    manifest = read_manifest(network)
     pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
     report = calibrate_file(
         network,
@@ -117,7 +119,13 @@ def _show(network: Path, data: Path, report: CalibrationReport) -> None:
         mark = "<- chosen" if point == report.chosen else ""
         table.add_row(f"{point.threshold:.4f}", f"{point.mean_steps:.3f}", f"{100 * point.accuracy:.2f}", mark)
     table.add_section()
-    table.add_row("no early exit", f"{report.baseline_steps:.3f}", f"{100 * report.baseline_accuracy:.2f}", "baseline")
+    silent = report.baseline_steps < report.steps
+    table.add_row(
+        "never (until silent)" if silent else "never",
+        f"{report.baseline_steps:.3f}",
+        f"{100 * report.baseline_accuracy:.2f}",
+        "baseline",
+    )
     table.add_row("upper bound", f"{report.bound_steps:.3f}", f"{100 * report.bound_accuracy:.2f}", "knows the label")
     console = Console()
     console.print(table)
@@ -127,4 +135,5 @@ def _show(network: Path, data: Path, report: CalibrationReport) -> None:
         "These numbers are fitted to this data: report accuracies on other images only.",
         sep="\n",
         highlight=False,
+        markup=False,
     )

@@ -70,13 +70,13 @@ def negative_log_likelihood(logits: np.ndarray, label: np.ndarray, temperature: 
     return _mean_nll(_below_largest(logits), label, temperature)
 
 
-def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
-    """Return the temperature that minimises the mean negative log-likelihood, within `BOUNDS`.
+def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float | None:
+    """Return the temperature that minimises the mean negative log-likelihood; None where there is none in `BOUNDS`.
 
         tau = argmin NLL(tau)
 
     NLL is convex in 1/tau, so it has one valley over log tau too, which a golden-section search finds (relative
-    tolerance 1e-6). A bound comes back when the optimum lies beyond it, e.g. when every answer is right.
+    tolerance 1e-6). There is none when every answer is right, for example: ever sharper is then ever better.
     Shapes: logits `[sample, class]` (of the quantised network, or accumulated / alpha), label `[sample]`.
     Raises DynamicConfidenceError for no samples, shapes that do not match, or logits that are not finite.
     Source: Dynamic Confidence, section 5.1 and steps 1-2 of section 6.1 (Guo et al. 2017).
@@ -99,7 +99,9 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
             low, left, loss_left = left, right, loss_right
             right = low + _GOLDEN * (high - low)
             loss_right = loss(right)
-    return math.exp((low + high) / 2)
+    fitted = (low + high) / 2
+    at_a_bound = min(fitted - math.log(BOUNDS[0]), math.log(BOUNDS[1]) - fitted) < 10 * _LOG_TOLERANCE
+    return None if at_a_bound else math.exp(fitted)
 
 
 def expected_calibration_error(logits: np.ndarray, label: np.ndarray, temperature: float, bins: int = 15) -> float:

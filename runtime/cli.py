@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -15,11 +16,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+INTERNAL_ERROR = 70
+"""EX_SOFTWARE of sysexits.h: a fault of this program, told apart from a check that failed (1)."""
 INTERRUPTED = 130
 
 
 def command_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a DynamicConfidenceError into `Error: …` on stderr and its exit code, and Ctrl-C into exit code 130."""
+    """Turn a DynamicConfidenceError into `Error: …` on stderr and its exit code, and Ctrl-C into exit code 130.
+
+    Any other exception is a fault of this program: its traceback and exit code 70.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -31,6 +37,14 @@ def command_errors(function: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(INTERRUPTED)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own
+        except Exception:  # noqa: BLE001 — whatever it is, it must not look like a failed check
+            traceback.print_exc()
+            click.echo(
+                "Internal error: this is a fault of dynamic-confidence. Report it with the text above.", err=True
+            )
+            sys.exit(INTERNAL_ERROR)
 
     return wrapper
 

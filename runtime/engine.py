@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
@@ -10,6 +11,10 @@ import numpy as np
 
 from .errors import DynamicConfidenceError
 from .manifest import Manifest
+from .network_file import by_suffix
+
+ENGINES = {".onnx": "onnxruntime:OnnxRuntimeEngine"}
+"""Suffix of a network file -> `module:Class` in `runtime/engines/`, imported when such a file is opened."""
 
 
 class StepOutput(NamedTuple):
@@ -38,11 +43,11 @@ class Engine(Protocol):
     ) -> None: ...
 
     def reset(self, scale: float) -> None:
-        """Put every state to its initial value; `scale` (alpha * temperature) holds until the next reset."""
+        """Put every state to its initial value, forget the image, and take another `scale` (alpha * temperature)."""
         ...
 
     def step(self, pixels: np.ndarray | None = None) -> StepOutput:
-        """Advance K steps. `pixels` are copied in when given and stay for the following calls when not."""
+        """Advance K steps. `pixels` are copied in and stay until the next reset, whose first call needs some."""
         ...
 
 
@@ -59,10 +64,6 @@ def open_engine(path: str | Path, *, batch: int = 1, threads: int | None = None,
         raise DynamicConfidenceError(f"batch {batch}: expected at least 1.")
     if threads is not None and threads < 1:
         raise DynamicConfidenceError(f"threads {threads}: expected at least 1.")
-    if path.suffix == ".onnx":
-        from .engines.onnxruntime import OnnxRuntimeEngine
-
-        return OnnxRuntimeEngine(path, batch=batch, threads=threads, optimize=optimize)
-    raise DynamicConfidenceError(
-        f"{path}: no engine runs '{path.suffix}' files, known: .onnx. Make one with `dc-export model.pt`."
-    )
+    module, name = by_suffix(ENGINES, path).split(":")
+    engine = getattr(import_module(f".engines.{module}", __package__), name)
+    return engine(path, batch=batch, threads=threads, optimize=optimize)

@@ -9,6 +9,10 @@ class DynamicConfidenceError(Exception):
     exit_code = 2
 
 
+class InvalidRecord(DynamicConfidenceError, ValueError):
+    """A value that a record of the manifest cannot hold; a ValueError too, so that msgspec says where in the file."""
+
+
 class CheckFailed(DynamicConfidenceError):
     """A self-check found a difference: the artefact was not written (exit code 1)."""
 

@@ -2,52 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import DynamicConfidenceError
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well and vanishes when it does not.
 
-    Raises: DynamicConfidenceError when the folder does not exist or cannot be written.
+    The temporary name ends with the same suffix. A file that is replaced keeps its permissions, a symlink stays one.
+    Raises: DynamicConfidenceError when the folder does not exist, cannot be written or is full.
     """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise DynamicConfidenceError(
-            f"{path}: cannot write there ({error.strerror}). Choose another place with -o."
-        ) from error
-    os.close(descriptor)
-    part = Path(name)
-    try:
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        # What replaces a private file is private from the start; a new file follows the umask.
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
         yield part
-        # mkstemp makes private files; an artefact gets the permissions of an ordinary new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        try:
-            part.replace(path)
-        except OSError as error:
-            raise DynamicConfidenceError(
-                f"{path}: cannot write there ({error.strerror}). Choose another place with -o."
-            ) from error
+        _sync(part)
+        if mode is not None:
+            part.chmod(mode)
+        part.replace(target)
+    except OSError as error:
+        if error.filename not in (None, str(part), str(target)):
+            raise  # of the block, about another file
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise DynamicConfidenceError(
+            f"{path}: cannot write there ({error.strerror}). "
+            f"{'Free some space or choose' if full else 'Choose'} another place with -o."
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` whole or not at all."""
+    """Write `content` to `path` whole or not at all. Raises: as `atomic_path`."""
     with atomic_path(path) as part:
-        try:
-            part.write_bytes(content)
-        except OSError as error:
-            raise DynamicConfidenceError(
-                f"{path}: cannot write {len(content)} bytes ({error.strerror}). "
-                "Free some space or choose another place with -o."
-            ) from error
+        part.write_bytes(content)
+
+
+def _sync(part: Path) -> None:
+    """Bring the content to the disk before the move, or a power cut could leave an empty file under the final name."""
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,18 +9,24 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import DynamicConfidenceError
 from .manifest import Preprocessing
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 _DEEP_MODES = ("I", "F")
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+LARGEST_RESIZED = 2**26
+"""Pixels an image may have after the resize: a strip of 30000 x 1 would grow to gigabytes before the crop."""
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, ArithmeticError)
 # A damaged header is parsed as Python, damaged zip fields ask for passwords, other compressions or endless memory.
-_BROKEN_ARRAY = (*_BROKEN_IMAGE, MemoryError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+_BROKEN_ARRAY = (*_BROKEN_IMAGE, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +49,7 @@ class Broken:
 def pixels_from_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     """Decode, orient, convert, resize and crop an image file to uint8 `[channel, height, width]`.
 
-    Raises: DynamicConfidenceError when the file is not a readable image.
+    Raises: DynamicConfidenceError when the file is not a readable image, or one too long and thin to resize.
     """
     from PIL import Image, ImageOps
 
@@ -53,20 +59,29 @@ def pixels_from_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
                 raise DynamicConfidenceError(
                     f"{path}: has more than 8 bits per channel (mode {opened.mode}), expected 8. Convert it first."
                 )
-            image = ImageOps.exif_transpose(opened).convert(preprocessing.color)
+            image = _resized(ImageOps.exif_transpose(opened).convert(preprocessing.color), preprocessing, path)
     except (*_BROKEN_IMAGE, Image.DecompressionBombError) as error:
         raise DynamicConfidenceError(f"{path}: not a readable image ({error}).") from error
+    pixels = np.asarray(image, np.uint8)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _resized(image: Image.Image, preprocessing: Preprocessing, path: Path) -> Image.Image:
+    from PIL import Image
+
     resampling = Image.Resampling[preprocessing.interpolation.upper()]
     height, width = preprocessing.height, preprocessing.width
     if preprocessing.resize_shorter_side is None:
-        image = image if image.size == (width, height) else image.resize((width, height), resampling)
-    else:
-        factor = preprocessing.resize_shorter_side / min(image.size)
-        image = image.resize((round(image.width * factor), round(image.height * factor)), resampling)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    pixels = np.asarray(image, np.uint8)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        return image if image.size == (width, height) else image.resize((width, height), resampling)
+    factor = preprocessing.resize_shorter_side / min(image.size)
+    size = round(image.width * factor), round(image.height * factor)
+    if size[0] * size[1] > LARGEST_RESIZED:
+        raise DynamicConfidenceError(
+            f"{path}: {image.width} x {image.height} pixels would become {size[0]} x {size[1]}, expected at most "
+            f"{LARGEST_RESIZED} pixels. Crop it first."
+        )
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return image.resize(size, resampling).crop((left, top, left + width, top + height))
 
 
 def pixels_from_array(array: np.ndarray, preprocessing: Preprocessing, source: str) -> np.ndarray:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
 
-from .errors import DynamicConfidenceError
+from .errors import InvalidRecord
 
 VERSION = 1
 METADATA_KEY = "dynamic_confidence.manifest"
-SIZE_LIMIT = 16 * 1024 * 1024
+FLOAT32_BITS = 24
+FLOAT32_RANGE = 2.0**-126, 2.0**127
+"""Positive float32 numbers that no device flushes to zero and no rounding takes to infinity."""
 
 Dim = int | str  # "N" is the batch, any other dimension is fixed
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every part of the manifest: immutable, and an unknown key is an error."""
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every part of the manifest: immutable, checked when made, and an unknown key is an error.
+
+    A default serves code that makes a record; in a file every key must stand (manifest_json.py). A part that a file may
+    leave out is declared `part: Part | msgspec.UnsetType = msgspec.UNSET`.
+    """
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise InvalidRecord(message)
+
+
+def _fixed(shape: tuple[Dim, ...]) -> bool:
+    return all(isinstance(dim, int) and dim > 0 for dim in shape)
 
 
 class Preprocessing(_Record, frozen=True):
@@ -30,6 +46,18 @@ class Preprocessing(_Record, frozen=True):
     resize_shorter_side: int | None = None
     """Pixels of the shorter side before the centre crop; null resizes straight to height x width."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        _require(min(self.height, self.width) > 0, f"height {self.height} and width {self.width} must be at least 1")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            fits = len(values) == self.channels and all(map(math.isfinite, values))
+            _require(fits, f"{name} {list(values)}: expected {self.channels} finite numbers for color {self.color}")
+        _require(min(self.std) > 0, f"std {list(self.std)} must be positive")
+        shorter, largest = self.resize_shorter_side, max(self.height, self.width)
+        _require(
+            shorter is None or shorter >= largest,
+            f"resize_shorter_side {shorter}: expected at least {largest}, what the crop needs, or null",
+        )
 
     @property
     def channels(self) -> int:
@@ -60,6 +88,11 @@ class State(_Record, frozen=True):
     dtype: Literal["float32"]
     initial: float
 
+    def __post_init__(self) -> None:
+        fits = self.shape[:1] == ("N",) and _fixed(self.shape[1:])
+        _require(fits, f"state {self.input}: shape {list(self.shape)}, expected 'N' and positive sizes")
+        _require(math.isfinite(self.initial), f"state {self.input}: initial {self.initial} must be finite")
+
 
 class Output(_Record, frozen=True):
     """One output, `[K, N, …]`: it comes back for every step of the call."""
@@ -67,6 +100,10 @@ class Output(_Record, frozen=True):
     name: Literal["logits", "confidence", "label", "spikes"]
     shape: tuple[Dim, ...]
     dtype: Literal["float32", "int64"]
+
+    def __post_init__(self) -> None:
+        wanted = "int64" if self.name == "label" else "float32"
+        _require(self.dtype == wanted, f"output {self.name}: dtype {self.dtype}, expected {wanted}")
 
 
 class Method(_Record, frozen=True):
@@ -77,6 +114,13 @@ class Method(_Record, frozen=True):
     """Largest level of the activation quantiser: 2^bits - 1."""
     injection_steps: int | None
     """QFFS: image and biases enter in steps 1..injection_steps only; null: in every step."""
+
+    def __post_init__(self) -> None:
+        _require(self.levels >= 1, f"levels {self.levels} must be at least 1")
+        steps = self.injection_steps
+        fits = steps is None if self.name == "qcfs" else steps is not None and steps >= 1
+        expected = "null" if self.name == "qcfs" else "at least 1"
+        _require(fits, f"injection_steps {steps}: expected {expected} with {self.name}")
 
 
 class Calibration(_Record, frozen=True):
@@ -96,12 +140,14 @@ class Calibration(_Record, frozen=True):
     expected_mean_steps: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold {self.threshold:g} is outside [0, 1]")
-        if not (self.alpha > 0 and self.temperature > 0):
-            raise ValueError(f"alpha {self.alpha:g} and temperature {self.temperature:g} must be positive")
-        if self.min_step < 1:
-            raise ValueError(f"min_step {self.min_step} must be at least 1")
+        _require(0.0 <= self.threshold <= 1.0, f"threshold {self.threshold:g} is outside [0, 1]")
+        numbers = f"alpha {self.alpha:g} and temperature {self.temperature:g}"
+        _require(
+            0 < self.alpha < math.inf and 0 < self.temperature < math.inf, f"{numbers} must be positive and finite"
+        )
+        low, high = FLOAT32_RANGE
+        _require(low <= self.scale <= high, f"{numbers}: their product must lie in the range of float32")
+        _require(self.min_step >= 1, f"min_step {self.min_step} must be at least 1")
 
     @property
     def scale(self) -> float:
@@ -121,6 +167,14 @@ class Grid(_Record, frozen=True):
     head_room: float
     bound: float
     source: Literal["worst case", "measured"]
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.exponent <= 40, f"layer {self.layer}: exponent {self.exponent}, expected 1 to 40")
+        head_room = 2.0 ** (FLOAT32_BITS - self.exponent)
+        _require(self.head_room == head_room, f"layer {self.layer}: head_room {self.head_room}, expected {head_room}")
+        _require(
+            0 <= self.bound <= head_room, f"layer {self.layer}: bound {self.bound}, expected 0 to head_room {head_room}"
+        )
 
 
 class Numerics(_Record, frozen=True):
@@ -155,39 +209,31 @@ class Manifest(_Record, frozen=True):
     provenance: Provenance
 
     def __post_init__(self) -> None:
-        if self.version != VERSION:
-            raise ValueError(f"version {self.version}, this release reads version {VERSION}")
-        if self.steps_per_call < 1 or self.max_steps < 1:
-            raise ValueError(f"steps_per_call {self.steps_per_call} and max_steps {self.max_steps} must be at least 1")
+        _require(self.version == VERSION, f"version {self.version}, this release reads version {VERSION}")
+        _require(
+            min(self.steps_per_call, self.max_steps) >= 1,
+            f"steps_per_call {self.steps_per_call} and max_steps {self.max_steps} must be at least 1",
+        )
+        last, first = self.max_steps, self.calibration.min_step
+        _require(first <= last, f"calibration.min_step {first}: expected at most max_steps {last}")
+        names = [self.input.name, self.scale_input, *(output.name for output in self.outputs)]
+        names += [name for state in self.states for name in (state.input, state.output)]
+        _require(len(set(names)) == len(names), f"inputs, states and outputs {sorted(names)}: a name stands twice")
         steps: tuple[Dim, ...] = (self.steps_per_call, "N")
         image = (*(steps if self.input.frames else steps[1:]), *self.input.preprocessing.shape)
-        if self.input.shape != image:
-            raise ValueError(f"input shape {self.input.shape}, expected {image} from its preprocessing")
+        _require(self.input.shape == image, f"input shape {self.input.shape}, expected {image} from its preprocessing")
         wanted = {"logits": (*steps, len(self.class_names)), "confidence": steps, "label": steps}
-        found = {output.name: output.shape for output in self.outputs if output.name != "spikes"}
-        if found != wanted:
-            raise ValueError(f"outputs {found}, expected {wanted} from steps_per_call and class_names")
+        found = {output.name: output.shape for output in self.outputs}
+        spikes = found.pop("spikes", None)
+        _require(
+            found == wanted and len(self.class_names) > 0,
+            f"outputs {found}, expected {wanted} from steps_per_call and class_names",
+        )
+        _require(
+            spikes is None or (spikes[:2] == steps and len(spikes) == 3 and _fixed(spikes[2:])),
+            f"output spikes {spikes}, expected {(*steps, 'layers')}",
+        )
+        _require(spikes is not None or self.method.name != "qffs", "a qffs network has the output spikes, expected it")
 
     def has_output(self, name: str) -> bool:
         return any(output.name == name for output in self.outputs)
-
-
-def manifest_from_json(text: str | bytes, source: str) -> Manifest:
-    """Parse and validate a manifest; `source` names the file in the error.
-
-    Raises: DynamicConfidenceError that names the offending key.
-    """
-    if len(text) > SIZE_LIMIT:
-        raise DynamicConfidenceError(f"{source}: the manifest has {len(text)} bytes, at most {SIZE_LIMIT} are read.")
-    try:
-        return msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DynamicConfidenceError(
-            f"{source}: the manifest is not one this version understands: {error}. "
-            "Export the network again with `dc-export model.pt`."
-        ) from error
-
-
-def json_from_manifest(manifest: Manifest) -> str:
-    """Serialise a manifest; the same manifest always gives the same bytes."""
-    return msgspec.json.encode(manifest).decode()

@@ -8,10 +8,40 @@ from typing import TYPE_CHECKING
 
 from .errors import DynamicConfidenceError
 from .files import write_atomically
-from .manifest import METADATA_KEY, Calibration, Manifest, json_from_manifest, manifest_from_json
+from .manifest import METADATA_KEY, Calibration, Manifest
+from .manifest_json import json_from_manifest, manifest_from_json
 
 if TYPE_CHECKING:
     import onnx
+
+OPSET = 17
+IR_VERSION = 8
+ALLOWED_OPERATORS = frozenset(
+    {
+        "Add",
+        "ArgMax",
+        "AveragePool",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Conv",
+        "Div",
+        "Flatten",
+        "Floor",
+        "Identity",
+        "Mul",
+        "ReduceL1",
+        "ReduceMax",
+        "ReduceSum",
+        "Reshape",
+        "Softmax",
+        "Split",
+        "Sub",
+        "Unsqueeze",
+    }
+)
+"""All that an exported graph is made of. None of them holds a graph or a tensor, so nothing hides inside a node."""
+_PLAIN_ATTRIBUTE = frozenset({"name", "type", "f", "i", "s", "floats", "ints", "strings"})
 
 
 def graph_sha256(model: onnx.ModelProto) -> str:
@@ -22,31 +52,35 @@ def graph_sha256(model: onnx.ModelProto) -> str:
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest]:
     """Load an exported network and its manifest.
 
-    Raises: DynamicConfidenceError when the file is missing, truncated, not ONNX, refers to external data, has no
-    manifest, or when its graph is not the one the manifest describes.
+    Raises: DynamicConfidenceError when the file is missing, unreadable, truncated, not ONNX, has no manifest, holds
+    what no exported network does, or when its graph is not the one the manifest describes.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
-    if not path.is_file():
-        raise DynamicConfidenceError(f"{path}: no such file. Make one with `dc-export model.pt -o {path.name}`.")
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        if not path.is_file():
+            raise DynamicConfidenceError(f"{path}: no such file. Make one with `dc-export model.pt -o {path.name}`.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DynamicConfidenceError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error
+    try:
+        model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError) as error:
         raise DynamicConfidenceError(
-            f"{path}: not a complete ONNX file ({path.stat().st_size} bytes). "
+            f"{path}: not a complete ONNX file ({len(content)} bytes). "
             "Copy it again, or export it again with `dc-export model.pt`."
         ) from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise DynamicConfidenceError(
-            f"{path}: keeps weights in other files; a network of this toolchain is one file. "
-            "Export it with `dc-export model.pt`."
-        )
     texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
     if len(texts) != 1:
         raise DynamicConfidenceError(
             f"{path}: an ONNX file with {len(texts)} manifests where one is expected, so not a network of this "
             "toolchain. Export one with `dc-export model.pt`."
+        )
+    foreign = _foreign_part(model)
+    if foreign is not None:
+        raise DynamicConfidenceError(
+            f"{path}: holds {foreign}, which no network of this toolchain has. Export it with `dc-export model.pt`."
         )
     manifest = manifest_from_json(texts[0], str(path))
     if manifest.provenance.graph_sha256 != graph_sha256(model):
@@ -55,6 +89,11 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest]:
             "Export the network again with `dc-export model.pt`."
         )
     return model, manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest alone. Raises: as `read_onnx`."""
+    return read_onnx(path)[1]
 
 
 def bytes_with_manifest(model: onnx.ModelProto, manifest: Manifest) -> bytes:
@@ -72,3 +111,21 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
     model, manifest = read_onnx(path)
     write_atomically(path, bytes_with_manifest(model, msgspec.structs.replace(manifest, calibration=calibration)))
+
+
+def _foreign_part(model: onnx.ModelProto) -> str | None:
+    """Name the first thing that an exported file never holds (docs/contract.md, "The file")."""
+    graph = model.graph
+    opsets = [(opset.domain, opset.version) for opset in model.opset_import]
+    if model.ir_version != IR_VERSION or opsets != [("", OPSET)]:
+        return f"IR version {model.ir_version} and operator sets {opsets} (expected {IR_VERSION} and {[('', OPSET)]})"
+    if model.functions or model.training_info or graph.sparse_initializer:
+        return "local functions, training information or sparse weights"
+    if any(tensor.data_location or tensor.external_data for tensor in graph.initializer):
+        return "weights in other files"
+    for node in graph.node:
+        if node.domain or node.op_type not in ALLOWED_OPERATORS:
+            return f"the operator '{node.domain}{'.' * bool(node.domain)}{node.op_type}' (node '{node.name}')"
+        if any(field.name not in _PLAIN_ATTRIBUTE for a in node.attribute for field, _ in a.ListFields()):
+            return f"a graph or a tensor inside a node ('{node.name}')"
+    return None

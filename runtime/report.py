@@ -18,7 +18,7 @@ def print_json(records: Iterable[Record]) -> int:
     failed = 0
     for record in records:
         failed += "error" in record
-        click.echo(json.dumps(record, ensure_ascii=False))
+        click.echo(_printable(json.dumps(record, ensure_ascii=False)))
     return failed
 
 
@@ -26,6 +26,7 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
     """Print the first `rows` answers, every failure, and a summary; return how many inputs failed."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("input", "answer", "confidence", "steps", "ms", "exit")
     for column in table.columns[2:5]:
@@ -40,20 +41,29 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
         answered.append(record)
         if len(answered) <= rows:
             numbers = f"{record['confidence']:.3f}", str(record["steps"]), f"{record['ms']:.2f}"
-            table.add_row(record["input"], record["name"], *numbers, record["exit"])
+            # As Text: a path or a class name may hold what rich would take for markup.
+            table.add_row(Text(_printable(record["input"])), Text(record["name"]), *numbers, record["exit"])
     console = Console()
     if answered:
         console.print(table)
         if len(answered) > rows:
-            console.print(f"… and {len(answered) - rows} more (--rows {len(answered)} or --json shows them)")
-        console.print(_summary(answered, policy), highlight=False)
+            console.print(
+                f"… and {len(answered) - rows} more (--rows {len(answered)} or --json shows them)", markup=False
+            )
+        console.print(_summary(answered, policy), highlight=False, markup=False)
     if policy.threshold >= 1.0 and manifest.calibration.data is None:
         console.print(
             "Not calibrated: every input ran all its steps. `dc-calibrate NET.onnx --data DIR` finds the threshold, or "
             "pass --threshold.",
             highlight=False,
+            markup=False,
         )
     return failed
+
+
+def _printable(text: str) -> str:
+    """Escape the bytes of a path that are no UTF-8 (`\\udcff`, which JSON reads back as they were)."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _summary(answered: list[Record], policy: ExitPolicy) -> str:

@@ -11,22 +11,23 @@ import numpy as np
 from .engine import Engine
 from .errors import DynamicConfidenceError
 from .images import Broken, Sample, frames_from_path, iterate_samples
-from .stepping import ExitPolicy, infer
+from .stepping import ExitPolicy, check_pixels, infer
 
 Record = dict[str, Any]
 """Keys: input; then label, name, confidence, steps, ms, exit and, where the data tells, truth; or only error."""
 
 
 def records(engine: Engine, paths: Sequence[Path], policy: ExitPolicy, *, frames: bool = False) -> Iterator[Record]:
-    """Yield one record per input, in order; an input that cannot be read gives a record with its error.
+    """Yield one record per input, in order; an input that cannot be read, or a sequence that does not fit, gives a
+    record with its error.
 
     `frames` takes every path as one input that varies in time; those run one by one.
-    Raises: DynamicConfidenceError when a path does not exist, a folder is empty, or the inputs do not fit the network.
+    Raises: DynamicConfidenceError when a path does not exist or a folder is empty (with `frames`: a record).
     """
     manifest = engine.manifest
     preprocessing = manifest.input.preprocessing
     if frames:
-        items: Iterator[Sample | Broken] = _sequences(paths, engine)
+        items: Iterator[Sample | Broken] = (_sequence(path, engine) for path in paths)
         width = 1
     else:
         items, width = iterate_samples(paths, preprocessing, manifest.class_names), engine.batch
@@ -39,12 +40,16 @@ def records(engine: Engine, paths: Sequence[Path], policy: ExitPolicy, *, frames
     yield from _answer(engine, waiting, policy)
 
 
-def _sequences(paths: Sequence[Path], engine: Engine) -> Iterator[Sample | Broken]:
-    for path in paths:
-        try:
-            yield Sample(str(path), frames_from_path(path, engine.manifest.input.preprocessing), None)
-        except DynamicConfidenceError as error:
-            yield Broken(str(path), str(error))
+def _sequence(path: Path, engine: Engine) -> Sample | Broken:
+    try:
+        pixels = frames_from_path(path, engine.manifest.input.preprocessing)
+    except DynamicConfidenceError as error:
+        return Broken(str(path), str(error))
+    try:
+        check_pixels(engine, pixels[:, None])
+    except DynamicConfidenceError as error:
+        return Broken(str(path), f"{path}: {error}")
+    return Sample(str(path), pixels, None)
 
 
 def _answer(engine: Engine, items: list[Sample | Broken], policy: ExitPolicy) -> Iterator[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
     Raises: DynamicConfidenceError when the pixels do not fit the network.
     Source: Dynamic Confidence, section 5 (eq. 1-2); deadline and quiescence: docs/contract.md.
     """
-    _check(engine, pixels)
+    check_pixels(engine, pixels)
     started, calls, late, now = time.perf_counter(), 0, False, 0.0
     count = pixels.shape[-4]
     label, steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -102,12 +103,14 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
     logits = np.zeros((count, len(engine.manifest.class_names)), np.float32)
     reasons: list[Reason] = ["last step"] * count
     running = np.ones(count, bool)
+    # Some engine's softmax may round to a little more than 1.
+    threshold = policy.threshold if policy.threshold < 1.0 else math.inf
     for t in _time_steps(engine, pixels, policy):
         if t.starts_call:
             now, calls = (time.perf_counter() - started) * 1e3, calls + 1
             # One more call is expected to take as long as the mean of those done.
             late = policy.deadline_ms is not None and now + now / calls > policy.deadline_ms
-        sure = (t.confidence > policy.threshold) & (t.step >= policy.min_step)
+        sure = (t.confidence > threshold) & (t.step >= policy.min_step)
         over: Reason | None = "last step" if t.last else "deadline" if late and t.ends_call else None
         stopped = running if over else running & (sure | t.quiet)
         if not stopped.any():
@@ -129,7 +132,7 @@ def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> tuple[np
     Returns the accumulated logits `[N, step, class]` float32, and per input the step `[N]` int64 at which it would stop
     for another reason than confidence (its first quiet step, else T).
     """
-    _check(engine, pixels)
+    check_pixels(engine, pixels)
     manifest = engine.manifest
     policy = ExitPolicy(scale, 1.0, manifest.max_steps, quiet_after=policy_from_manifest(manifest).quiet_after)
     count = pixels.shape[-4]
@@ -192,7 +195,8 @@ def _call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
     return chosen
 
 
-def _check(engine: Engine, pixels: np.ndarray) -> None:
+def check_pixels(engine: Engine, pixels: np.ndarray) -> None:
+    """Raise a DynamicConfidenceError when `infer` cannot run these pixels on this engine."""
     manifest = engine.manifest
     shape = manifest.input.preprocessing.shape
     if pixels.dtype != np.uint8 or pixels.shape[-3:] != shape or pixels.ndim not in (4, 5):

@@ -72,7 +72,7 @@ def resnet20(shared_data: Path) -> Checkpoint:
 
     imagenet = Preprocessing(color="RGB", height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     path = shared_data / "models" / "resnet20_lsq2.pt"
-    return import_checkpoint(safe_load(path), path.name, imagenet, None).checkpoint
+    return import_checkpoint(safe_load(path), path.name, lambda form: imagenet, None).checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,9 @@ from ..runtime.cli import command_errors
     type=click.Path(path_type=Path),
     help="Labelled images (one folder per class, or .npz): fits the temperature and calibrates the early exit as well.",
 )
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks, else torch's choice]"
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: MODEL_METHOD.onnx beside MODEL]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the export.")
 @command_errors
@@ -36,6 +39,7 @@ def main(
     frames: bool,
     count_spikes: bool,
     calibrate_on: Path | None,
+    threads: int | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -53,19 +57,23 @@ def main(
     import json
     import time
 
+    import msgspec
+
     from ..calib.calibrate import calibrate_file
     from ..models.checkpoint import load_checkpoint, sha256_of
     from ..runtime.cli import progress
     from ..runtime.errors import DynamicConfidenceError
     from ..runtime.files import atomic_path
     from ..runtime.images import labelled_arrays
-    from .export import ExportOptions, describe, export
+    from .export import CHECK_IMAGES, ExportOptions, describe, export
+    from .threads import operations_per_batch, use_threads
 
     started = time.perf_counter()
     checkpoint = load_checkpoint(model)
     output = output or model.with_name(f"{model.stem}_{method}.onnx")
     if output.suffix != ".onnx":
         raise DynamicConfidenceError(f"{output}: an exported network is named .onnx: -o {output.with_suffix('.onnx')}")
+    use_threads(threads, operations_per_batch(checkpoint, CHECK_IMAGES))
     data = None
     if calibrate_on is not None:
         data = labelled_arrays(calibrate_on, checkpoint.preprocessing, checkpoint.class_names)
@@ -79,12 +87,14 @@ def main(
             track=lambda calls: progress(calls, "self-check", total=None),
         )
         part.write_bytes(exported.content)
-    if data is not None and calibrate_on is not None:
-        calibrate_file(output, *data, data_name=calibrate_on.name)
+        calibration = exported.manifest.calibration
+        if data is not None and calibrate_on is not None:
+            calibration = calibrate_file(part, *data, data_name=calibrate_on.name, threads=threads).calibration
     facts = {
         "output": str(output),
         "bytes": len(exported.content),
         **describe(exported.manifest),
+        "calibration": msgspec.to_builtins(calibration),
         "self_check": {"images": exported.check.images, "spikes_equal": exported.check.spikes},
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -98,5 +108,13 @@ def main(
         f"self-check: oracle, torch simulation and graph are equal on {check.images} images x {check.steps} steps x "
         f"{check.layers} layers ({check.spikes:,} spikes)"
     )
-    if data is None:
+    guaranteed = "for every image" if exported.manifest.numerics.exact else "for images like the calibration data"
+    click.echo(f"exact in float32 {guaranteed}: grids of 2^-{facts['coarsest_grid']} of the threshold or finer")
+    if calibration.data is not None:
+        click.echo(
+            f"calibrated on {calibration.samples} images of {calibrate_on}: temperature {calibration.temperature:.4g}, "
+            f"threshold {calibration.threshold:.4g}, there {calibration.expected_mean_steps:.2f} steps and "
+            f"{100 * (calibration.expected_accuracy or 0):.2f} % on average; report accuracies on other images"
+        )
+    else:
         click.echo(f"next: dc-calibrate {output} --data DIR   (until then every input runs all its steps)")

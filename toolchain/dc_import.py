@@ -27,41 +27,51 @@ CLASS_NAMES = {
     help="Mean and standard deviation the network was trained with; a checkpoint does not say.",
 )
 @click.option(
-    "--size", type=click.IntRange(1), default=32, show_default=True, help="Side of the square images, in pixels."
+    "--size", type=click.IntRange(1), help="Side of the square images. [default: 32 pixels, 224 with a 7x7 stem]"
 )
 @click.option("--resize", type=int, help="Shorter side before the centre crop to --size. [default: straight to --size]")
 @click.option("--class-names", help="cifar10, a file with one name per line, or a,b,c. [default: 0, 1, …]")
 @click.option("--bits", type=int, default=2, show_default=True, help="Bits of the activation quantiser.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("model.pt"), show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: CHECKPOINT_model.pt in this folder]")
 @command_errors
 def main(
     checkpoint: Path,
     normalisation: str,
-    size: int,
+    size: int | None,
     resize: int | None,
     class_names: str | None,
     bits: int,
-    output: Path,
+    output: Path | None,
 ) -> None:
     """Convert CHECKPOINT (a state_dict of a known family) into a model.pt.
 
-    Architecture, width, number of classes and shortcuts are read off the weights. Known families: the paper's demo and
-    akamaster/pytorch_resnet_cifar10. Nothing in the file is executed.
+    Architecture, width, number of classes and shortcuts are read off the weights. Known families: residual networks of
+    the paper's demo, of torchvision and of akamaster/pytorch_resnet_cifar10. Nothing in the file is executed.
 
     \b
     Examples:
       dc-import resnet20_lsq2.pt --normalisation imagenet --class-names cifar10 -o resnet20.pt
     """
-    from ..models.checkpoint import safe_load, save_checkpoint
+    from ..models.checkpoint import FORMAT, safe_load, save_checkpoint
     from ..runtime.errors import DynamicConfidenceError
     from ..runtime.manifest import Preprocessing
     from .foreign import import_checkpoint
 
-    if resize is not None and resize < size:
-        raise DynamicConfidenceError(f"--resize {resize}: expected at least --size {size}, which is cut out of it.")
+    output = output or Path(f"{checkpoint.stem}_model.pt")
+    if output.resolve() == checkpoint.resolve():
+        raise DynamicConfidenceError(f"{output}: is the checkpoint itself; choose another name with -o.")
+    content, names = safe_load(checkpoint), _names(class_names)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        raise DynamicConfidenceError(f"{checkpoint}: is a model.pt already: `dc-export {checkpoint}`.")
     mean, std = NORMALISATIONS[normalisation]
-    preprocessing = Preprocessing(color="RGB", height=size, width=size, mean=mean, std=std, resize_shorter_side=resize)
-    imported = import_checkpoint(safe_load(checkpoint), str(checkpoint), preprocessing, _names(class_names), bits)
+
+    def preprocessing(form: str) -> Preprocessing:
+        side = size or (224 if form == "imagenet" else 32)
+        if resize is not None and resize < side:
+            raise DynamicConfidenceError(f"--resize {resize}: expected at least --size {side}, which is cut out of it.")
+        return Preprocessing(color="RGB", height=side, width=side, mean=mean, std=std, resize_shorter_side=resize)
+
+    imported = import_checkpoint(content, str(checkpoint), preprocessing, names, bits)
     save_checkpoint(output, imported.checkpoint)
     result = imported.checkpoint
     dropped = f", dropped {', '.join(imported.dropped)}" if imported.dropped else ""

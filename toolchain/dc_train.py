@@ -67,7 +67,7 @@ _NOT_WITH_FROM = ("architecture", "width", "form", "shortcut", "size")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where to run."
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: torch's choice]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks]")
 @click.option("--fresh", is_flag=True, help="Begin anew even where a resume file exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 @click.option("-o", "--output", required=True, type=_PATH, help="The model.pt to write.")
@@ -88,14 +88,11 @@ def main(**given: Any) -> None:
     _check_writable(output)
     _check_combination(given)
 
-    import torch
-
     from ..models.checkpoint import save_checkpoint
+    from .threads import operations_per_batch, use_threads
     from .train import TrainingOptions, torch_device, train
     from .training_view import TrainingView
 
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
     torch_device(given["device"])
     checkpoint, train_set, validation_set = _starting_point(given)
     options = TrainingOptions(
@@ -107,6 +104,7 @@ def main(**given: Any) -> None:
         augment=given["augment"],
         seed=given["seed"],
     )
+    use_threads(given["threads"], operations_per_batch(checkpoint, options.batch))
     state = output.with_name(f"{output.name}.training")
     if given["fresh"]:
         state.unlink(missing_ok=True)
@@ -145,6 +143,8 @@ def _check_writable(output: Path) -> None:
     """Raise now what would otherwise be raised after hours of training."""
     if output.is_dir():
         raise DynamicConfidenceError(f"{output}: is a folder, expected a file name. Choose another place with -o.")
+    if output.suffix not in (".pt", ".pth"):
+        raise DynamicConfidenceError(f"{output}: a checkpoint is named .pt: -o {output.with_suffix('.pt')}")
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import torch
@@ -18,6 +17,8 @@ from ..models.checkpoint import Checkpoint
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import VERSION, Calibration, Input, Manifest, Numerics, Preprocessing, Provenance
 from ..runtime.onnx_file import bytes_with_manifest, graph_sha256
+from .conversion_check import check_conversion
+from .data import normalised
 from .onnx_from_snn import SCALE_INPUT, onnx_from_snn
 from .self_check import CheckReport, self_check, synthetic_pixels
 from .snap import snap
@@ -62,7 +63,8 @@ def export(
     network, the measured head-room and the images of the self-check; without it the temperature is 1 and noise is
     checked with.
     `track` wraps the self-check's calls, for a progress bar.
-    Raises: DynamicConfidenceError for a network that cannot be converted, CheckFailed when the graph is not exact.
+    Raises: DynamicConfidenceError for a network that cannot be converted, CheckFailed when the conversion is not the
+    network or the graph is not exact.
     """
     if options.steps_per_call < 1 or (options.steps is not None and options.steps < 1):
         raise DynamicConfidenceError(
@@ -76,7 +78,9 @@ def export(
         )
     steps = options.steps or default_steps(options.method, converted.method.levels, len(converted.layers))
     pixels = None if calibration_set is None else calibration_set[0]
-    called = -(-steps // options.steps_per_call) * options.steps_per_call
+    count = int(np.clip(CHECK_BUDGET / (macs_per_step(converted) * steps), 1, CHECK_IMAGES))
+    images = synthetic_pixels(converted.input_shape, count) if pixels is None else pixels[:count]
+    check_conversion(network, checkpoint.preprocessing, images[:2])
     # Not for the steps a last call does beyond T: nobody reads them, and the network must not depend on K.
     snn, grids = snap(converted, steps, pixels)
     graph, probed = (
@@ -90,10 +94,9 @@ def export(
         for probe in (False, True)
     )
     temperature = 1.0
-    if calibration_set is not None:
-        temperature = fit_temperature(
-            ann_logits(network, checkpoint.preprocessing, calibration_set[0]), calibration_set[1]
-        )
+    if calibration_set is not None and pixels is not None:
+        # Without an optimum (every answer right) the network's own confidence is as good as any.
+        temperature = fit_temperature(ann_logits(network, checkpoint.preprocessing, pixels), calibration_set[1]) or 1.0
     manifest = Manifest(
         version=VERSION,
         name=name,
@@ -112,7 +115,9 @@ def export(
         method=snn.method,
         class_names=checkpoint.class_names,
         calibration=Calibration(alpha=default_alpha(snn.method, steps), temperature=temperature),
-        numerics=Numerics(precision="fp32", exact=True, tf32=False, grids=grids),
+        numerics=Numerics(
+            precision="fp32", exact=all(grid.source == "worst case" for grid in grids), tf32=False, grids=grids
+        ),
         provenance=Provenance(
             checkpoint_sha256=checkpoint_sha256,
             graph_sha256=graph_sha256(graph.model),
@@ -120,8 +125,6 @@ def export(
             tools={"dynamic-confidence": __version__, "onnx": onnx.__version__, "torch": str(torch.__version__)},
         ),
     )
-    count = int(np.clip(CHECK_BUDGET / (macs_per_step(snn) * called), 1, CHECK_IMAGES))
-    images = synthetic_pixels(snn.input_shape, count) if pixels is None else pixels[:count]
     check = self_check(snn, graph.model, probed.model, manifest, images, track)
     return Exported(bytes_with_manifest(graph.model, manifest), manifest, check)
 
@@ -129,12 +132,8 @@ def export(
 @torch.no_grad()
 def ann_logits(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, batch: int = 100) -> np.ndarray:
     """Logits `[image, class]` of the quantised network itself on uint8 pixels `[image, channel, y, x]`."""
-    mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
-    std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
-    parts = [
-        network((torch.from_numpy(pixels[i : i + batch]) / 255.0 - mean) / std) for i in range(0, len(pixels), batch)
-    ]
-    return torch.cat(parts).numpy()
+    batches = (torch.from_numpy(pixels[start : start + batch]) for start in range(0, len(pixels), batch))
+    return torch.cat([network(normalised(part, preprocessing)) for part in batches]).flatten(1).numpy()
 
 
 def macs_per_step(snn: Snn) -> int:
@@ -155,7 +154,6 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "steps_per_call": manifest.steps_per_call,
         "input": list(manifest.input.shape),
         "states": len(manifest.states),
-        "calibration": msgspec.to_builtins(manifest.calibration),
         "coarsest_grid": min(grid.exponent for grid in grids),
         "measured_head_room": [grid.layer for grid in grids if grid.source == "measured"],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,9 @@ class Layout:
 
 
 LAYOUTS = (
-    # The paper's demo: our own names. Its root `activation2` quantises the logits of the network, which the spiking
-    # network never does and the paper does not describe (its output layer is full precision).
-    Layout("dynamic-confidence demo", (), (r"activation2\.scale",)),
+    # The paper's demo and torchvision: our own names. The demo's root `activation2` quantises the logits, which the
+    # spiking network never does and the paper does not describe (its output layer is full precision).
+    Layout("demo or torchvision", (), (r"activation2\.scale",)),
     # github.com/akamaster/pytorch_resnet_cifar10: DataParallel's prefix, and `linear` for the read-out.
     Layout("akamaster", ((r"^module\.", ""), (r"^linear\.", "fc.")), ()),
 )
@@ -54,11 +54,16 @@ class Imported:
 
 
 def import_checkpoint(
-    content: Any, source: str, preprocessing: Preprocessing, class_names: tuple[str, ...] | None, bits: int = 2
+    content: Any,
+    source: str,
+    preprocessing: Callable[[str], Preprocessing],
+    class_names: tuple[str, ...] | None,
+    bits: int = 2,
 ) -> Imported:
     """Convert the content of a foreign checkpoint (a state_dict, or a dict that holds one under `state_dict`).
 
-    Architecture, width, classes, form and shortcut are read off the keys and shapes. `class_names` None: "0", "1", …
+    Architecture, width, classes, form and shortcut are read off the keys and shapes. `preprocessing` gets the form
+    ("cifar" or "imagenet"), for the image size. `class_names` None: "0", "1", …
     Raises: DynamicConfidenceError when no layout fits; the message names the keys that stand in the way.
     """
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -83,10 +88,12 @@ def import_checkpoint(
         if len(names) != classes:
             raise DynamicConfidenceError(f"{source}: {len(names)} class names were given, the network has {classes}.")
         notes = {"imported_from": source.rsplit("/", 1)[-1], "layout": layout.name}
-        checkpoint = Checkpoint(architecture, arguments, named, preprocessing, names, notes)
+        checkpoint = Checkpoint(architecture, arguments, named, preprocessing(arguments["form"]), names, notes)
         checkpoint.network()
         return Imported(checkpoint, layout.name, renamed, dropped)
-    raise DynamicConfidenceError(f"{source}: fits no known layout. " + "; ".join(reasons))
+    raise DynamicConfidenceError(
+        f"{source}: fits no known layout. {'; '.join(reasons)}. Other networks are trained with `dc-train`."
+    )
 
 
 def _apply(layout: Layout, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:

@@ -10,10 +10,10 @@ import onnx
 
 from ..runtime.manifest import Dim, Output, State
 from .onnx_graph import GraphBuilder
-from .snn import INPUT, Layer, Pool, Snn, Synapse
+from .onnx_neurons import if_neurons, signed_if_neurons
+from .snn import INPUT, Layer, Pool, Shape, Snn, Synapse
 
 SCALE_INPUT = "alpha"
-INITIAL_MEMBRANE = 0.5
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,17 @@ def onnx_from_snn(
     graph.input(SCALE_INPUT, "float32", ())
     call = _Call(graph, snn, steps_per_call, _injection_gates(graph, snn, steps_per_call))
     trains = {INPUT: _pixels(call, frames)}
+    shapes = {INPUT: snn.input_shape, **{node.name: node.shape for node in snn.nodes}}
     for node in snn.nodes:
         if isinstance(node, Pool):
-            trains[node.name] = _Train(_sum_pool(graph, node, trains[node.source].tensor), constant=False)
+            pooled = _sum_pool(graph, node, trains[node.source].tensor, shapes[node.source])
+            trains[node.name] = _Train(pooled, constant=False)
             continue
-        neurons = _neurons if snn.method.name == "qcfs" else _signed_neurons
-        spikes = neurons(call, node, _currents(call, node, trains))
+        currents = _currents(call, node, trains)
+        if snn.method.name == "qcfs":
+            spikes = if_neurons(graph, node, currents)
+        else:
+            spikes = signed_if_neurons(graph, node, currents, snn.method.levels)
         trains[node.name] = _Train(call.batched(f"{node.name}/z", spikes), constant=False)
     _answers(call, _accumulate(call, _currents(call, snn.readout, trains)))
     if count_spikes or snn.method.name == "qffs":
@@ -135,7 +140,10 @@ def _currents(call: _Call, layer: Layer, trains: dict[str, _Train]) -> list[str]
         if total:
             gated = total if call.gates is None else graph.add("Mul", f"{name}/gated.{step}", total, call.gates[step])
             parts = [*parts, gated]
-        result.append(str(_sum(graph, f"{name}/current.{step}", parts)))
+        current_name = f"{name}/current.{step}"
+        result.append(
+            _sum(graph, current_name, parts) or graph.constant(current_name, np.zeros((1, 1, 1, 1), np.float32))
+        )
     return result
 
 
@@ -166,47 +174,12 @@ def _sum(graph: GraphBuilder, name: str, terms: list[str]) -> str | None:
     return total
 
 
-def _neurons(call: _Call, layer: Layer, currents: list[str]) -> list[str]:
-    """p = v + I;  z = clip(floor(p), 0, 1);  v' = p - z  (models/neurons.py: if_step)."""
-    graph, name = call.graph, layer.name
-    v, v_out = graph.state("v", name, layer.shape, INITIAL_MEMBRANE)
-    spikes = []
-    for step, current in enumerate(currents):
-        p = graph.add("Add", f"{name}/p.{step}", v, current)
-        floor = graph.add("Floor", f"{name}/floor.{step}", p)
-        z = graph.add("Clip", f"{name}/z.{step}", floor, graph.scalar(0), graph.scalar(1))
-        v = graph.add("Sub", v_out if step == call.steps - 1 else f"{name}/v.{step}", p, z)
-        spikes.append(z)
-    return spikes
-
-
-def _signed_neurons(call: _Call, layer: Layer, currents: list[str]) -> list[str]:
-    """p = v + I;  n' = clip(n + clip(floor(p), -1, 1), 0, levels);  z = n' - n;  v' = p - z  (signed_if_step)."""
-    graph, name = call.graph, layer.name
-    v, v_out = graph.state("v", name, layer.shape, INITIAL_MEMBRANE)
-    n, n_out = graph.state("n", name, layer.shape, 0.0)
-    spikes = []
-    for step, current in enumerate(currents):
-        last = step == call.steps - 1
-        p = graph.add("Add", f"{name}/p.{step}", v, current)
-        floor = graph.add("Floor", f"{name}/floor.{step}", p)
-        change = graph.add("Clip", f"{name}/change.{step}", floor, graph.scalar(-1), graph.scalar(1))
-        wanted = graph.add("Add", f"{name}/wanted.{step}", n, change)
-        limits = graph.scalar(0), graph.scalar(call.snn.method.levels)
-        after = graph.add("Clip", n_out if last else f"{name}/n.{step}", wanted, *limits)
-        z = graph.add("Sub", f"{name}/z.{step}", after, n)
-        v = graph.add("Sub", v_out if last else f"{name}/v.{step}", p, z)
-        n = after
-        spikes.append(z)
-    return spikes
-
-
-def _sum_pool(graph: GraphBuilder, pool: Pool, source: str) -> str:
+def _sum_pool(graph: GraphBuilder, pool: Pool, source: str, source_shape: Shape) -> str:
     """Sum over windows, in a form whose every intermediate value is exact."""
     area = math.prod(pool.kernel)
     if area == 1 and pool.stride == (1, 1):
         return source
-    if pool.shape[1:] == (1, 1) and pool.padding == (0, 0):
+    if pool.kernel == source_shape[1:] and pool.padding == (0, 0):
         return graph.add("ReduceSum", f"{pool.name}/sum", source, graph.integers(2, 3), keepdims=1)
     windows = {"kernel_shape": list(pool.kernel), "strides": list(pool.stride), "pads": [*pool.padding, *pool.padding]}
     if area & (area - 1) == 0:  # dividing by a power of two is exact

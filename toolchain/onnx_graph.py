@@ -9,9 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.manifest import Dim, Output, State
+from ..runtime.onnx_file import IR_VERSION, OPSET
 
-OPSET = 17
-IR_VERSION = 8
 _TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
@@ -39,11 +38,11 @@ class GraphBuilder:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self._initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def scalar(self, value: float) -> str:
-        return self.constant(f"const/{value:g}", np.array(value, np.float32))
+        return self.constant(f"const/{value!r}", np.array(value, np.float32))
 
     def integers(self, *values: int) -> str:
         return self.constant("const/" + "_".join(map(str, values)) + "i", np.array(values, np.int64))

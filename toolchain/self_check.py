@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
+from ..calib.exits import exit_steps
 from ..runtime.confidence import max_softmax
 from ..runtime.errors import BackendMissing, CheckFailed
 from ..runtime.manifest import Manifest
@@ -72,7 +74,10 @@ def self_check(
             confidences.append(max_softmax(expected.logits, manifest.calibration.scale))
             engine_confidences.append(results["confidence"][step])
     for threshold in THRESHOLDS:
-        exits = [np.argmax(np.stack(c) > threshold, axis=0) for c in (confidences, engine_confidences)]
+        exits = [
+            exit_steps(np.stack(found, axis=1), threshold, np.full(images, steps))
+            for found in (confidences, engine_confidences)
+        ]
         _equal(exits[0], exits[1], f"threshold {threshold}: exit steps of the oracle and of the graph")
     return CheckReport(images, manifest.max_steps, len(spiking), total)
 
@@ -100,6 +105,7 @@ class _Session:
             ) from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
         self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         self._names = [output.name for output in self._session.get_outputs()]
         self._manifest, self._pixels, self._steps = manifest, pixels, 0

@@ -71,11 +71,9 @@ def simulate_step(simulation: Simulation, pixels: Tensor, state: SnnState) -> tu
     neurons: dict[str, NeuronState] = {}
     for node in snn.nodes:
         if isinstance(node, Pool):
-            area = node.kernel[0] * node.kernel[1]
-            values[node.name] = (
-                functional.avg_pool2d(values[node.source], node.kernel, node.stride, node.padding, divisor_override=1)
-                if area > 1
-                else values[node.source]
+            source = values[node.source]
+            values[node.name] = functional.avg_pool2d(
+                source, node.kernel, node.stride, node.padding, divisor_override=1
             )
             continue
         current, before = _current(simulation, node, values, inject), state.neurons[node.name]

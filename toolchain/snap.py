@@ -7,11 +7,12 @@ order: every engine, batch, thread count and number of steps per call gives the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Grid
 from .simulate import simulate, simulation_from_snn
 from .snn import Layer, Pool, Snn
@@ -19,16 +20,13 @@ from .snn import Layer, Pool, Snn
 FLOAT32_BITS = 24
 FINE_ENOUGH = 14
 """The worst case is affordable when it leaves a grid of 2^-14 of the threshold: accuracy does not move there."""
+TOO_COARSE = 8
+"""A grid coarser than 2^-8 of the threshold makes another network."""
+FINEST = 40
+"""A finer grid than this changes no float32; it keeps the exponent finite for a read-out of zeros."""
 MARGIN = 2.0
 """A measured membrane may be exceeded by this factor before a sum leaves the exact range."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """The largest magnitude of any partial sum of a layer, in its units, and how it is known."""
-
-    bound: float
-    source: str
+MEASURED_IMAGES = 256
 
 
 def snap(snn: Snn, steps: int, pixels: np.ndarray | None = None) -> tuple[Snn, tuple[Grid, ...]]:
@@ -38,73 +36,87 @@ def snap(snn: Snn, steps: int, pixels: np.ndarray | None = None) -> tuple[Snn, t
 
     `steps` is the largest number of time steps the network will run; `pixels` `[image, channel, y, x]` are calibration
     images for the layers whose worst case would cost too much precision (a QCFS membrane can drift with every step).
+    Raises: DynamicConfidenceError for a layer with weights that are no numbers or so large that no grid is left.
     """
-    worst = worst_case(snn, steps)
-    measured = measure(snn, steps, pixels) if pixels is not None else {}
-    grids = {}
-    for name, bound in worst.items():
-        choice = Range(bound, "worst case")
-        if _exponent(bound) < FINE_ENOUGH and measured.get(name, math.inf) < bound:
-            choice = Range(measured[name], "measured")
-        exponent = _exponent(choice.bound)
-        grids[name] = Grid(
-            layer=name,
-            exponent=exponent,
-            head_room=2.0 ** (FLOAT32_BITS - exponent),
-            bound=choice.bound,
-            source="measured" if choice.source == "measured" else "worst case",
+    largest = snn.largest_values()
+    coarse = [layer.name for layer in snn.layers if _exponent(worst_case(snn, layer, steps, largest)) < FINE_ENOUGH]
+    membranes = {} if pixels is None or not coarse else largest_membranes(snn, steps, pixels[:MEASURED_IMAGES])
+    grids: list[Grid] = []
+
+    def snapped(layer: Layer) -> Layer:
+        def bound(candidate: Layer) -> float:
+            if layer.name in coarse and layer.name in membranes:
+                return measured_case(snn, candidate, membranes[layer.name], largest)
+            return worst_case(snn, candidate, steps, largest)
+
+        exponent = _exponent(bound(layer))
+        if (exponent < TOO_COARSE and layer is not snn.readout) or not math.isfinite(bound(layer)):
+            raise DynamicConfidenceError(
+                f"layer '{layer.name}': its sums reach {bound(layer):g} thresholds, which leaves float32 no grid fine "
+                "enough for exact spikes. Its weights are broken or a quantiser's scale is far too small: train again "
+                "with `dc-train`."
+            )
+        result = _round(layer, exponent)
+        while bound(result) > 2.0 ** (FLOAT32_BITS - exponent):  # rounding may have enlarged the weights
+            exponent -= 1
+            result = _round(layer, exponent)
+        grids.append(
+            Grid(
+                layer=layer.name,
+                exponent=exponent,
+                head_room=2.0 ** (FLOAT32_BITS - exponent),
+                bound=bound(result),
+                source="measured" if layer.name in coarse and layer.name in membranes else "worst case",
+            )
         )
-    nodes = tuple(n if isinstance(n, Pool) else _snap_layer(n, grids[n.name].exponent) for n in snn.nodes)
-    readout = _snap_layer(snn.readout, grids[snn.readout.name].exponent)
-    return replace(snn, nodes=nodes, readout=readout), tuple(grids.values())
+        return result
+
+    nodes = tuple(node if isinstance(node, Pool) else snapped(node) for node in snn.nodes)
+    return replace(snn, nodes=nodes, readout=snapped(snn.readout)), tuple(grids)
 
 
-def _exponent(bound: float) -> int:
-    return FLOAT32_BITS - math.ceil(math.log2(bound))
+def worst_case(snn: Snn, layer: Layer, steps: int, largest: dict[str, int]) -> float:
+    """The largest partial sum that any uint8 input can cause in a layer, in its units.
 
-
-def _snap_layer(layer: Layer, exponent: int) -> Layer:
-    unit = 2.0**exponent
-
-    def on_grid(array: np.ndarray) -> np.ndarray:
-        return np.round(array * unit) / unit
-
-    synapses = tuple(replace(s, weight=on_grid(s.weight)) for s in layer.synapses)
-    return replace(layer, synapses=synapses, bias=on_grid(layer.bias))
-
-
-def worst_case(snn: Snn, steps: int) -> dict[str, float]:
-    """The largest partial sum that any input can cause, per layer (the read-out last).
-
-    A partial sum is a sum of some of the terms, so it lies between the sum of all negative and of all positive ones.
+    A partial sum adds some of the terms, so it lies between the sum of all negative and of all positive ones.
     QCFS: spikes are 0 or 1 and the membrane can gain one such sum per step. QFFS: the spikes sent so far add up to
-    0..levels whatever the number of steps, and one more step's sum, of either sign, is on its way.
+    0..levels whatever the number of steps, and one more step's terms, of either sign, are on their way.
     """
-    largest, method = snn.largest_values(), snn.method
-    bounds = {}
-    for layer in (*snn.layers, snn.readout):
-        positive, negative = _one_step(layer, largest)
-        peak = float(np.maximum(positive, negative).max())
-        if method.name == "qcfs":
-            bounds[layer.name] = 1.0 + steps * peak
-        else:
-            bounds[layer.name] = 1.0 + method.levels * (1.0 + peak) + float((positive + negative).max())
-    return bounds
+    positive, negative = _one_step(layer, largest)
+    peak = float(np.maximum(positive, negative).max())
+    if snn.method.name == "qcfs":
+        return _neuron_units(snn, layer) + steps * peak
+    levels = snn.method.levels
+    return _neuron_units(snn, layer) + levels * peak + _step_peak(snn, layer, largest)
 
 
-def measure(snn: Snn, steps: int, pixels: np.ndarray, batch: int = 50) -> dict[str, float]:
-    """The largest partial sum seen on these images: the membrane with a margin, plus one step's worst case."""
-    simulation, largest = simulation_from_snn(snn), snn.largest_values()
-    seen = {layer.name: 0.0 for layer in (*snn.layers, snn.readout)}
+def measured_case(snn: Snn, layer: Layer, membrane: float, largest: dict[str, int]) -> float:
+    """The largest partial sum when |v| stays within `MARGIN` times what was seen: that, plus one step's worst case."""
+    return _neuron_units(snn, layer) + MARGIN * membrane + _step_peak(snn, layer, largest)
+
+
+def largest_membranes(snn: Snn, steps: int, pixels: np.ndarray, batch: int = 50) -> dict[str, float]:
+    """The largest |v| of each layer over these images, in thresholds."""
+    simulation = simulation_from_snn(snn)
+    seen = {layer.name: 0.0 for layer in snn.layers}
     for start in range(0, len(pixels), batch):
         for _, state in simulate(simulation, pixels[start : start + batch], steps):
-            potentials = {name: neuron.v for name, neuron in state.neurons.items()} | {snn.readout.name: state.logits}
-            for name, potential in potentials.items():
-                seen[name] = max(seen[name], float(torch.abs(potential).max()))
-    return {
-        layer.name: 1.0 + MARGIN * seen[layer.name] + float(np.maximum(*_one_step(layer, largest)).max())
-        for layer in (*snn.layers, snn.readout)
-    }
+            for name, neuron in state.neurons.items():
+                seen[name] = max(seen[name], float(torch.abs(neuron.v).max()))
+    return seen
+
+
+def _neuron_units(snn: Snn, layer: Layer) -> float:
+    """What the neurons add to the terms of the current: the initial membrane, and for QFFS the spikes sent so far."""
+    if layer.name == snn.readout.name:
+        return 0.0
+    return 1.0 if snn.method.name == "qcfs" else 1.0 + snn.method.levels
+
+
+def _step_peak(snn: Snn, layer: Layer, largest: dict[str, int]) -> float:
+    """The largest partial sum of one step's terms: QFFS spikes may be negative, so any term may have either sign."""
+    positive, negative = _one_step(layer, largest)
+    return float((np.maximum(positive, negative) if snn.method.name == "qcfs" else positive + negative).max())
 
 
 def _one_step(layer: Layer, largest: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,3 +129,20 @@ def _one_step(layer: Layer, largest: dict[str, int]) -> tuple[np.ndarray, np.nda
         positive = positive + peak * np.maximum(synapse.weight, 0.0).sum(axis=axes)
         negative = negative + peak * np.maximum(-synapse.weight, 0.0).sum(axis=axes)
     return positive, negative
+
+
+def _exponent(bound: float) -> int:
+    """The finest grid whose sums up to `bound` stay within 2^24 units; hopeless for a bound that is no number."""
+    if bound == 0.0 or not math.isfinite(bound):
+        return FINEST if bound == 0.0 else -FINEST
+    return min(FLOAT32_BITS - math.ceil(math.log2(bound)), FINEST)
+
+
+def _round(layer: Layer, exponent: int) -> Layer:
+    unit = 2.0**exponent
+
+    def on_grid(array: np.ndarray) -> np.ndarray:
+        return np.round(array * unit) / unit
+
+    synapses = tuple(replace(s, weight=on_grid(s.weight)) for s in layer.synapses)
+    return replace(layer, synapses=synapses, bias=on_grid(layer.bias))

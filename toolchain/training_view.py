@@ -46,6 +46,8 @@ class TrainingView:
         """Show an epoch's numbers."""
         best = f"best {100 * report.best_accuracy:.2f} %"
         numbers = f"loss {report.loss:.3f}, validation {100 * report.accuracy:.2f} % ({best})"
+        if not self._console.is_terminal:
+            self._console.print(f"epoch {report.epoch}/{report.epochs}: {numbers}", highlight=False, soft_wrap=True)
         self._bar.update(
             self._task, description=f"epoch {min(report.epoch + 1, report.epochs)}/{report.epochs}", numbers=numbers
         )

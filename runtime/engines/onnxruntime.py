@@ -27,15 +27,16 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, *, batch: int, threads: int | None, optimize: bool) -> None:
         model, self.manifest = read_onnx(path)
         self.batch = batch
-        self._session = _session(model.SerializeToString(), path, threads, optimize)
-        _check_signature(self._session, self.manifest, path)
+        session = _session(model.SerializeToString(), path, threads, optimize)
+        _check_signature(session, self.manifest, path)
+        self._session: onnxruntime.InferenceSession | None = session
         manifest = self.manifest
         self._input = np.zeros(_shape(manifest.input.shape, batch), np.uint8)
         self._scale = np.ones((), np.float32)
         self._states = [[np.empty(_shape(s.shape, batch), np.float32) for s in manifest.states] for _ in range(2)]
         self._outputs = {o.name: np.empty(_shape(o.shape, batch), o.dtype) for o in manifest.outputs}
         self._result = StepOutput(**{name: self._outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
-        self._bindings = [self._bind(source, 1 - source) for source in range(2)]
+        self._bindings = [self._bind(session, source, 1 - source) for source in range(2)]
         self.reset(manifest.calibration.scale)
 
     def __enter__(self) -> OnnxRuntimeEngine:
@@ -46,26 +47,33 @@ class OnnxRuntimeEngine:
     ) -> None:
         # The bindings hold raw pointers into our buffers: they go before the buffers do.
         self._bindings.clear()
+        self._session = None
 
     def reset(self, scale: float) -> None:
         self._scale[...] = scale
-        self._source = 0
+        self._source, self._has_image = 0, False
         for buffer, state in zip(self._states[0], self.manifest.states, strict=True):
             buffer.fill(state.initial)
 
     def step(self, pixels: np.ndarray | None = None) -> StepOutput:
+        if self._session is None:
+            raise DynamicConfidenceError("this engine is closed: call step() inside its `with` block.")
         if pixels is not None:
-            if pixels.shape != self._input.shape:
+            if pixels.shape != self._input.shape or pixels.dtype != np.uint8:
                 raise DynamicConfidenceError(
-                    f"input of shape {list(pixels.shape)}: this engine was opened for {list(self._input.shape)}."
+                    f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
+                    f"{list(self._input.shape)}."
                 )
-            np.copyto(self._input, pixels, casting="no")
+            np.copyto(self._input, pixels)
+            self._has_image = True
+        elif not self._has_image:
+            raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
         self._session.run_with_iobinding(self._bindings[self._source])
         self._source = 1 - self._source
         return self._result
 
-    def _bind(self, source: int, target: int) -> onnxruntime.IOBinding:
-        manifest, binding = self.manifest, self._session.io_binding()
+    def _bind(self, session: onnxruntime.InferenceSession, source: int, target: int) -> onnxruntime.IOBinding:
+        manifest, binding = self.manifest, session.io_binding()
 
         def bind(bind_one: Any, name: str, buffer: np.ndarray) -> None:
             bind_one(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)

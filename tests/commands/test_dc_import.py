@@ -44,7 +44,7 @@ def test_the_demo_layout(tmp_path: Path):
     foreign, output = saved(tmp_path, demo(bits=3)), tmp_path / "model.pt"
     result = run(foreign, "--class-names", "a,b,c", "--bits", 3, "-o", output)
     assert result.exit_code == 0, result.output
-    assert "resnet8 (dynamic-confidence demo layout), lsq activations, 3 classes" in result.stdout
+    assert "resnet8 (demo or torchvision layout), lsq activations, 3 classes" in result.stdout
     assert "0 renamed, dropped activation2.scale" in result.stdout
     checkpoint = load_checkpoint(output)
     assert checkpoint.class_names == ("a", "b", "c")
@@ -60,7 +60,7 @@ def test_the_demo_layout(tmp_path: Path):
     expected = weights(bits=3)
     assert checkpoint.state_dict.keys() == expected.keys()
     assert all(torch.equal(checkpoint.state_dict[name], tensor) for name, tensor in expected.items())
-    assert checkpoint.notes == {"imported_from": "foreign.pt", "layout": "dynamic-confidence demo"}
+    assert checkpoint.notes == {"imported_from": "foreign.pt", "layout": "demo or torchvision"}
     image = torch.randn(2, 3, 32, 32)
     theirs = build("resnet8", width=4, classes=3, bits=3)
     theirs.load_state_dict(expected)
@@ -127,12 +127,12 @@ def deeper(content: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         (
             {"some.weight": torch.zeros(2)},
-            ["fits no known layout", "demo: no residual network", "akamaster: no residual"],
+            ["fits no known layout", "torchvision: no residual network", "akamaster: no residual"],
         ),
-        (without(weights(), "bn1.weight"), ["demo: a resnet8, but for 1 keys such as 'bn1.weight'"]),
+        (without(weights(), "bn1.weight"), ["torchvision: a resnet8, but for 1 keys such as 'bn1.weight'"]),
         (
             {**weights(), "fc.bias": torch.zeros(2)},
-            ["demo: a resnet8, but for 1 keys such as 'fc.bias'"],
+            ["torchvision: a resnet8, but for 1 keys such as 'fc.bias'"],
         ),
         (
             deeper(weights()),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from PIL import Image
 from dynamic_confidence.runtime.dc_run import main
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.manifest import METADATA_KEY
-from dynamic_confidence.runtime.onnx_file import read_onnx, write_calibration
+from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, read_onnx, write_calibration
 from dynamic_confidence.runtime.stepping import infer, policy_from_manifest
 
 CLASSES = ("zero", "one", "two", "three")
@@ -227,6 +228,75 @@ def test_frames(exported: Callable[..., Path], pixels: np.ndarray, tmp_path: Pat
     assert folder["confidence"] == float(answer.confidence[0])
 
 
+def test_a_sequence_that_does_not_fit_does_not_end_the_rest(
+    exported: Callable[..., Path], pixels: np.ndarray, tmp_path: Path
+):
+    for name, frames in (("long", 13), ("good", 6), ("empty", 0)):
+        np.save(tmp_path / f"{name}.npy", pixels[:frames])
+    (tmp_path / "folder").mkdir()
+    inputs = [tmp_path / name for name in ("long.npy", "good.npy", "empty.npy", "folder")]
+    result = run("--engine", exported(), *inputs, "--frames", "--json")
+    assert result.exit_code == 2
+    long, good, empty, folder = answered(result)
+    assert good["steps"] == 6
+    assert "long.npy: 13 frames: this network runs 12 time steps at most" in long["error"]
+    assert "empty.npy: 0 frames: expected at least one" in empty["error"]
+    assert "no image in this folder" in folder["error"]
+
+    table = run("--engine", exported(), *inputs, "--frames")
+    assert table.exit_code == 2
+    assert "long.npy: 13 frames" in table.stderr
+    assert "1 inputs: 6.00 of 12 time steps" in table.stdout
+
+    qffs = run("--engine", exported(method="qffs"), tmp_path / "good.npy", "--frames", "--json")
+    assert "good.npy: 6 frames: this QFFS network takes input in its first 3 steps" in answered(qffs)[0]["error"]
+
+
+@pytest.mark.parametrize("name", ["pics[old]", "[bold]", "x[", "a:cat:b", "back\\"])
+def test_a_path_is_shown_as_it_is(network: Path, pixels: np.ndarray, tmp_path: Path, monkeypatch, name: str):
+    """Not as what rich takes for markup."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    Image.fromarray(pixels[0, 0]).save(f"{name}/a.png")
+    result = run("--engine", network, f"{name}/a.png")
+    assert result.exit_code == 0, result.stderr
+    assert f"{name}/a.png" in result.stdout
+
+
+def test_closing_markup_in_a_path_is_no_error(network: Path, pixels: np.ndarray, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x[").mkdir()
+    Image.fromarray(pixels[0, 0]).save("x[/f].png")
+    result = run("--engine", network, "x[/f].png")
+    assert result.exit_code == 0, result.stderr
+    assert "x[/f].png" in result.stdout
+
+
+def test_a_path_that_is_no_utf8(network: Path, pixels: np.ndarray, tmp_path: Path):
+    Image.fromarray(pixels[0, 0]).save(tmp_path / "a.png")
+    odd = (tmp_path / "a.png").rename(tmp_path / "odd\udcff.png")
+    assert answered(run("--engine", network, odd, "--json"))[0]["input"] == str(odd)
+    table = run("--engine", network, odd)
+    assert table.exit_code == 0
+    assert r"odd\udcff.png" in "".join(column(table.stdout, 0))
+
+
+def test_class_names_are_shown_as_they_are(network: Path, images: Path, tmp_path: Path):
+    model, manifest = read_onnx(network)
+    manifest = msgspec.structs.replace(manifest, class_names=("[red]", "[/b]", ":cat:", "[x]"))
+    (tmp_path / "net.onnx").write_bytes(bytes_with_manifest(model, manifest))
+    result = run("--engine", tmp_path / "net.onnx", images)
+    assert result.exit_code == 0, result.stderr
+    assert any(name in result.stdout for name in manifest.class_names)
+    assert all(name in (*manifest.class_names,) for name in column(result.stdout, 1))
+
+
+def column(table: str, index: int) -> list[str]:
+    """The cells of a column, in rows that start an answer."""
+    rows = [line.split("│") for line in table.splitlines() if line.startswith("│")]
+    return [cell for row in rows if (cell := row[index + 1].strip())]
+
+
 def test_frames_need_a_network_for_frames(exported: Callable[..., Path], pixels: np.ndarray, tmp_path: Path):
     np.save(tmp_path / "film.npy", pixels[:6])
     result = run("--engine", exported(steps_per_call=4), tmp_path / "film.npy", "--frames")
@@ -337,3 +407,27 @@ def test_ctrl_c(network: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
     result = run("--engine", network, images)
     assert result.exit_code == 130
     assert result.stderr == "Interrupted.\n"
+
+
+def test_a_fault_of_the_program_is_no_failed_check(network: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
+    def faulty(*_: object) -> None:
+        raise KeyError("what")
+
+    monkeypatch.setattr("dynamic_confidence.runtime.report.print_table", faulty)
+    result = run("--engine", network, images)
+    assert result.exit_code == 70
+    assert "Traceback" in result.stderr
+    assert "KeyError: 'what'\nInternal error: this is a fault of dynamic-confidence. Report it" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(click.UsageError("odd"), 2), (click.Abort(), 1), (BrokenPipeError(32, ""), 1)]
+)
+def test_what_click_handles_is_left_to_it(network: Path, images: Path, monkeypatch, error: Exception, code: int):
+    def raising(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dynamic_confidence.runtime.report.print_table", raising)
+    result = run("--engine", network, images)
+    assert result.exit_code == code
+    assert "Internal error" not in result.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dynamic_confidence.runtime.engine import Engine, open_engine
+from dynamic_confidence.runtime.engine import ENGINES, Engine, open_engine
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
+from dynamic_confidence.runtime.network_file import FORMATS
 from dynamic_confidence.runtime.onnx_file import read_onnx
 from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
 
@@ -87,9 +90,9 @@ def test_the_scale_holds_until_the_next_reset(exported: Callable[..., Path], pix
         engine.reset(1.0)
         sharp = engine.step(pixels[:5]).confidence.copy()
         engine.reset(1000.0)
-        np.testing.assert_allclose(engine.step().confidence, 0.25, atol=0.01)
+        np.testing.assert_allclose(engine.step(pixels[:5]).confidence, 0.25, atol=0.01)
         engine.reset(1.0)
-        np.testing.assert_array_equal(engine.step().confidence, sharp)
+        np.testing.assert_array_equal(engine.step(pixels[:5]).confidence, sharp)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -204,7 +207,51 @@ def test_an_input_of_another_batch_is_refused_not_repeated(exported: Callable[..
     with (
         open_engine(exported(), batch=7) as engine,
         pytest.raises(
-            DynamicConfidenceError, match=r"shape \[1, 1, 12, 12\]: this engine was opened for \[7, 1, 12, 12\]"
+            DynamicConfidenceError, match=r"uint8 of shape \[1, 1, 12, 12\]: .* for uint8 pixels \[7, 1, 12, 12\]"
         ),
     ):
         engine.step(pixels[:1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool])
+def test_pixels_of_another_type_are_refused(exported: Callable[..., Path], pixels: np.ndarray, dtype: type):
+    message = rf"input {np.dtype(dtype)} of shape \[5, 1, 12, 12\]: this engine was opened for uint8 pixels \[5, 1, 12"
+    with open_engine(exported(), batch=5) as engine, pytest.raises(DynamicConfidenceError, match=message):
+        engine.step(pixels[:5].astype(dtype))
+
+
+def test_the_first_call_needs_an_image(exported: Callable[..., Path], pixels: np.ndarray):
+    """Otherwise it would answer for the image of the input before."""
+    with open_engine(exported(), batch=5) as engine:
+        with pytest.raises(DynamicConfidenceError, match=r"no image since the reset: give step\(\) the pixels"):
+            engine.step()
+        engine.step(pixels[:5])
+        engine.step()
+        engine.reset(1.0)
+        with pytest.raises(DynamicConfidenceError, match="no image since the reset"):
+            engine.step()
+
+
+def test_a_closed_engine_says_so_and_has_freed_its_session(exported: Callable[..., Path], pixels: np.ndarray):
+    with open_engine(exported(), batch=5) as engine:
+        session = weakref.ref(engine._session)  # type: ignore[attr-defined]
+        logits = engine.step(pixels[:5]).logits
+        kept = logits.copy()
+    assert session() is None
+    with pytest.raises(DynamicConfidenceError, match=r"this engine is closed: call step\(\) inside its `with` block"):
+        engine.step(pixels[:5])
+    np.testing.assert_array_equal(logits, kept)
+
+
+def test_the_registry_names_what_is_there(tmp_path: Path):
+    assert set(ENGINES) == set(FORMATS) == {".onnx"}
+    for entry in ENGINES.values():
+        module, name = entry.split(":")
+        assert hasattr(import_module(f"dynamic_confidence.runtime.engines.{module}"), name)
+
+
+def test_an_engine_is_one_line_in_the_registry(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(ENGINES, ".net", "onnxruntime:OnnxRuntimeEngine")
+    path = exported().with_suffix(".plan")
+    with pytest.raises(DynamicConfidenceError, match=r"no engine runs '\.plan' files, known: \.onnx, \.net\. Make one"):
+        open_engine(path)

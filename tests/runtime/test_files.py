@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.files import atomic_path, write_atomically
+
+SPACE = r"a: cannot write there \(No space left on device\)\. Free some space or choose another place with -o\."
 
 
 def names(folder: Path) -> list[str]:
@@ -86,6 +90,76 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DynamicConfidenceError, match=r"cannot write 3 bytes \(No space left on device\)\. Free some"):
+    with pytest.raises(DynamicConfidenceError, match=SPACE):
         write_atomically(tmp_path / "a", b"new")
     assert names(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_the_caller_writes(tmp_path: Path):
+    def write() -> None:
+        with atomic_path(tmp_path / "a") as part:
+            part.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(DynamicConfidenceError, match=SPACE):
+        write()
+    assert names(tmp_path) == []
+
+
+def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with atomic_path(path) as part:
+        assert part.stat().st_mode & 0o777 == 0o600, "private until it has the permissions of the old file"
+        part.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_symlink_stays_one(tmp_path: Path, dangling: bool):
+    (tmp_path / "real").mkdir()
+    if not dangling:
+        (tmp_path / "real" / "b").write_bytes(b"old")
+    (tmp_path / "a").symlink_to("real/b")
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").is_symlink()
+    assert (tmp_path / "real" / "b").read_bytes() == b"new"
+    assert names(tmp_path / "real") == ["b"]
+
+
+def test_the_temporary_name_ends_like_the_final_one(tmp_path: Path):
+    with atomic_path(tmp_path / "net.onnx") as part:
+        assert part.name.startswith(".net.")
+        assert part.name.endswith(".part.onnx")
+        write_atomically(part, b"in between")  # a command may rewrite the part as a whole
+        assert names(tmp_path) == [part.name]
+    assert (tmp_path / "net.onnx").read_bytes() == b"in between"
+
+
+def test_the_content_is_on_the_disk_before_the_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("sync"), fsync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda self, target: (order.append("move"), replace(self, target)))
+    write_atomically(tmp_path / "a", b"new")
+    assert order == ["sync", "move"]
+
+
+def test_the_umask_of_the_process_is_never_touched(tmp_path: Path):
+    """Changing it, even for a moment, changes what other threads create."""
+    program = (
+        "import os, sys, pathlib; from dynamic_confidence.runtime.files import write_atomically\n"
+        "def umask(mask): raise SystemExit('umask was called')\n"
+        "os.umask = umask; write_atomically(pathlib.Path(sys.argv[1]), b'new')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

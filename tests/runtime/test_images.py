@@ -144,6 +144,37 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         pixels_from_image(path, GREY)
 
 
+@pytest.mark.parametrize("size", [(1, 30000), (30000, 1)])
+def test_a_strip_that_would_grow_to_gigabytes_is_refused(tmp_path: Path, size: tuple[int, int]):
+    path = saved(tmp_path / "a.png", np.zeros(size, np.uint8))
+    large = Preprocessing(color="RGB", height=224, width=224, mean=(0.0,) * 3, std=(1.0,) * 3, resize_shorter_side=256)
+    with pytest.raises(
+        DynamicConfidenceError, match=r"a\.png: \d+ x \d+ pixels would become .*7680000.* Crop it first"
+    ):
+        pixels_from_image(path, large)
+    assert pixels_from_image(path, COLOUR).shape == (3, 4, 6)
+
+
+@pytest.mark.parametrize("error", [MemoryError("all gone"), ZeroDivisionError("division by zero"), ValueError("odd")])
+def test_an_image_that_cannot_be_resized_does_not_end_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    resize, failed = Image.Image.resize, []
+
+    def first_fails(self, *arguments, **options):
+        if not failed:
+            failed.append(self)
+            raise error
+        return resize(self, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", first_fails)
+    files = [saved(tmp_path / f"{name}.png", noise(9, 9, 3)) for name in "ab"]
+    broken, good = iterate_samples(files, COLOUR, NAMES)
+    assert isinstance(broken, Broken)
+    assert f"a.png: not a readable image ({error})" in broken.reason
+    assert isinstance(good, Sample)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tif", "webp"])
 def test_damaged_images_never_raise_anything_else(tmp_path: Path, suffix: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,14 @@ import pytest
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import METADATA_KEY
-from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, graph_sha256, read_onnx, write_calibration
+from dynamic_confidence.runtime.network_file import read_manifest
+from dynamic_confidence.runtime.onnx_file import (
+    ALLOWED_OPERATORS,
+    bytes_with_manifest,
+    graph_sha256,
+    read_onnx,
+    write_calibration,
+)
 from dynamic_confidence.runtime.stepping import run_to_the_end
 
 
@@ -70,7 +78,7 @@ def test_a_write_that_fails_leaves_the_old_file(network: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DynamicConfidenceError, match=r"cannot write \d+ bytes \(No space left on device\)"):
+    with pytest.raises(DynamicConfidenceError, match=r"cannot write there \(No space left on device\)"):
         write_calibration(network, read_onnx(network)[1].calibration)
     assert network.read_bytes() == content
     assert [entry.name for entry in network.parent.iterdir()] == ["net.onnx"]
@@ -81,6 +89,13 @@ def external(model: onnx.ModelProto) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../secret")
+
+
+def constant() -> onnx.NodeProto:
+    """Its tensor may name a file outside the model's folder."""
+    tensor = onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    return onnx.helper.make_node("Constant", [], ["secret"], value=tensor)
 
 
 def other_weight(model: onnx.ModelProto) -> None:
@@ -99,10 +114,44 @@ def other_weight(model: onnx.ModelProto) -> None:
             lambda model: model.metadata_props.append(model.metadata_props[0]),
             "an ONNX file with 2 manifests where one is expected",
         ),
-        (external, "keeps weights in other files; a network of this toolchain is one file"),
+        (external, "holds weights in other files, which no network of this toolchain has"),
+        (
+            lambda model: setattr(model, "ir_version", 9),
+            r"holds IR version 9 and operator sets \[\('', 17\)\] \(expected 8 and \[\('', 17\)\]\)",
+        ),
+        (
+            lambda model: setattr(model.opset_import[0], "version", 18),
+            r"holds IR version 8 and operator sets \[\('', 18\)\]",
+        ),
+        (
+            lambda model: model.opset_import.add(domain="com.microsoft", version=1),
+            r"holds IR .*\('com.microsoft', 1\)\]",
+        ),
+        (lambda model: model.functions.add(name="Add", domain=""), "holds local functions, training information or"),
+        (lambda model: model.training_info.add(), "holds local functions, training information or sparse weights"),
+        (lambda model: model.graph.sparse_initializer.add(), "holds local functions, training information or sparse"),
+        (lambda model: model.graph.node.add(op_type="If", name="x"), r"holds the operator 'If' \(node 'x'\)"),
+        (
+            lambda model: model.graph.node.add(op_type="Add", domain="com.evil"),
+            r"holds the operator 'com\.evil\.Add' \(node ''\)",
+        ),
+        (lambda model: model.graph.node.insert(0, constant()), "holds the operator 'Constant'"),
+        (
+            lambda model: (
+                model.graph.node[0].attribute.add(name="to", type=onnx.AttributeProto.TENSOR).t.dims.append(1)
+            ),
+            "holds a graph or a tensor inside a node",
+        ),
+        (
+            lambda model: model.graph.node[0].attribute.add(name="body").g.node.add(),
+            "holds a graph or a tensor inside a node",
+        ),
         (other_weight, r"the graph is not the one its manifest describes \(provenance\.graph_sha256 differs\)"),
     ],
-    ids=["no manifest", "two manifests", "external data", "tampered weight"],
+    ids=[
+        *("no manifest", "two manifests", "external data", "IR version", "opset", "other operators", "function"),
+        *("training", "sparse", "If", "domain", "Constant", "tensor attribute", "graph attribute", "tampered weight"),
+    ],
 )
 def test_a_file_that_is_not_ours_is_refused(network: Path, edit: Callable[[onnx.ModelProto], object], message: str):
     edited(network, edit)
@@ -134,6 +183,32 @@ def test_every_truncation_is_refused(network: Path):
             read_onnx(network)
 
 
+@pytest.mark.parametrize("method", ["is_file", "read_bytes"])
+def test_a_file_that_must_not_be_read_is_refused(network: Path, monkeypatch: pytest.MonkeyPatch, method: str):
+    def denied(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, method, denied)
+    with pytest.raises(
+        DynamicConfidenceError, match=r"net\.onnx: cannot be read \(Permission denied\)\. Check its per"
+    ):
+        read_onnx(network)
+
+
+def test_the_exporter_writes_allowed_operators_only():
+    """Every operator that the exporter's source names may be read back."""
+    sources = sorted((Path(__file__).parents[2] / "toolchain").glob("onnx_*.py"))
+    written = {name for s in sources for name in re.findall(r'(?:add|make_node)\(\s*"([A-Z]\w+)"', s.read_text())}
+    assert len(written) > 15
+    assert written <= ALLOWED_OPERATORS, "add it to runtime/onnx_file.py and docs/contract.md"
+
+
+def test_the_manifest_alone(network: Path, tmp_path: Path):
+    assert read_manifest(network) == read_onnx(network)[1]
+    with pytest.raises(DynamicConfidenceError, match=r"no engine runs '\.plan' files, known: \.onnx"):
+        read_manifest(tmp_path / "net.plan")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(
         DynamicConfidenceError, match=r"no such file\. Make one with `dc-export model\.pt -o net\.onnx`"
@@ -153,7 +228,7 @@ def test_a_graph_that_differs_from_its_manifest_does_not_run(network: Path):
 
 def test_a_graph_that_the_backend_cannot_load_is_refused(network: Path):
     model, manifest = read_onnx(network)
-    model.graph.node[0].op_type = "Nonsense"
+    model.graph.node[0].input[0] = "missing"
     provenance = msgspec.structs.replace(manifest.provenance, graph_sha256=graph_sha256(model))
     network.write_bytes(bytes_with_manifest(model, msgspec.structs.replace(manifest, provenance=provenance)))
     with pytest.raises(DynamicConfidenceError, match=r"ONNX Runtime \S+ cannot load it: (.|\n)*`dc-export model\.pt`"):

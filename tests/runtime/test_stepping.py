@@ -15,7 +15,7 @@ from dynamic_confidence.calib.exits import exit_steps
 from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.runtime import stepping
 from dynamic_confidence.runtime.confidence import max_softmax
-from dynamic_confidence.runtime.engine import open_engine
+from dynamic_confidence.runtime.engine import StepOutput, open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.onnx_file import read_onnx
 from dynamic_confidence.runtime.stepping import Answers, infer, policy_from_manifest, run_to_the_end
@@ -85,6 +85,19 @@ def test_threshold_one_never_exits_early(exported: Exported, pixels: np.ndarray,
     assert (answers.steps == STEPS).all()
     assert set(answers.reason) == {"last step"}
     assert answers.confidence.max() > 0.999
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.99])
+def test_threshold_one_holds_where_an_engine_rounds_the_confidence_up(exported: Exported, pixels, threshold: float):
+    with open_engine(exported(), batch=4) as engine:
+        step = engine.step
+
+        def rounded_up(new: np.ndarray | None = None) -> StepOutput:
+            return step(new)._replace(confidence=np.full((1, 4), 1.0000001, np.float32))
+
+        engine.step = rounded_up  # type: ignore[method-assign]
+        answers = infer(engine, pixels[:4], policy_from_manifest(engine.manifest, threshold=threshold))
+    assert (answers.steps == (STEPS if threshold == 1.0 else 1)).all()
 
 
 def test_a_network_that_is_not_calibrated_runs_all_its_steps(exported: Exported):

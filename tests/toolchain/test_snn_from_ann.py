@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from support import SHARED, random_checkpoint
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.models.lsq import LSQ
 from dynamic_confidence.models.registry import ARCHITECTURES
+from dynamic_confidence.models.resnet import PadShortcut
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import Preprocessing
+from dynamic_confidence.toolchain.conversion_check import check_conversion
 from dynamic_confidence.toolchain.export import ExportOptions, export
+from dynamic_confidence.toolchain.onnx_from_snn import onnx_from_snn
 from dynamic_confidence.toolchain.oracle import oracle_steps
 from dynamic_confidence.toolchain.self_check import synthetic_pixels
 from dynamic_confidence.toolchain.simulate import simulate, simulation_from_snn
-from dynamic_confidence.toolchain.snn import Snn
-from dynamic_confidence.toolchain.snn_from_ann import snn_from_ann
+from dynamic_confidence.toolchain.snap import snap
+from dynamic_confidence.toolchain.snn import Pool, Snn
+from dynamic_confidence.toolchain.snn_from_ann import free_name, snn_from_ann
 
 
 def colour(side: int) -> Preprocessing:
@@ -137,8 +144,35 @@ def test_oracle_and_simulation_agree_on_time_varying_input(checkpoint: Checkpoin
     assert not np.allclose(oracle, still)
 
 
+GREY = Preprocessing(color="L", height=12, width=12, mean=(0.5,), std=(0.5,))
+ZERO_MEAN = Preprocessing(color="L", height=12, width=12, mean=(0.0,), std=(0.3,))
+
+
 def network_of(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers).eval()
+
+
+class Written(nn.Module):
+    """conv - act, then what a test writes between the two dots, then pool - fc."""
+
+    def __init__(self, write: Callable[[Written, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.write = write
+        self.conv, self.act = nn.Conv2d(1, 3, 3, padding=1), LSQ(2, 0.2)
+        self.branch, self.act2 = nn.Conv2d(3, 3, 3, padding=1), LSQ(2, 0.15)
+        self.pool, self.same = nn.AvgPool2d(2), nn.Identity()
+        self.end, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 4)
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.write(self, self.act(self.conv(image)), image)
+        return self.fc(torch.flatten(self.end(x), 1))
+
+
+def iadd(a: Tensor, b: Tensor) -> Tensor:
+    a += b
+    return a
 
 
 @pytest.mark.parametrize(
@@ -166,12 +200,158 @@ def network_of(*layers: nn.Module) -> nn.Module:
         ),
         (network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.Linear(9, 4)), "'2' takes 9 features, but images of"),
         (network_of(nn.Conv2d(1, 2, 3), LSQ(2)), "output is not a linear read-out"),
+        (
+            network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.Conv2d(2, 4, 1)),
+            r"output has the shape \[4, 10, 10\] \(channel, y, x\), expected one number per class",
+        ),
+        (network_of(nn.Conv2d(3, 2, 3), LSQ(2)), r"'0' takes 3 channels, but \[1, 12, 12\] reaches it"),
+        (network_of(nn.Conv2d(1, 2, 13), LSQ(2)), r"'0': a window of \[13, 13\] does not fit into \[1, 12, 12\]"),
+        (
+            network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.Flatten(0), nn.Linear(200, 4)),
+            "'2': flattening with start_dim=0, end_dim=-1 has no spiking form",
+        ),
+        (
+            network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.Flatten(1, 2), nn.Linear(200, 4)),
+            "'2': flattening with start_dim=1, end_dim=2 has no spiking form",
+        ),
+        (network_of(nn.Conv2d(1, 2, 3), LSQ(2), nn.AvgPool2d(2, ceil_mode=True)), "'2': average pooling must divide"),
     ],
 )
 def test_what_cannot_be_converted_is_named(network: nn.Module, message: str) -> None:
-    grey = Preprocessing(color="L", height=12, width=12, mean=(0.5,), std=(0.5,))
     with pytest.raises(DynamicConfidenceError, match=message):
-        snn_from_ann(network, grey, "qcfs")
+        snn_from_ann(network, GREY, "qcfs")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda n, x, _: n.act2(torch.add(n.branch(x), x, alpha=0.25)), r"'add': an addition with alpha=0.25 has no"),
+        (lambda n, x, _: n.act2(n.branch(x).add(x, alpha=2)), r"'add': an addition with alpha=2 has no spiking form"),
+        (lambda n, x, _: n.act2(torch.add(n.branch(x), x, out=x)), r"'add' with \(a value, a value, out=a value\) has"),
+        (lambda n, x, _: n.act2(n.branch(x) + 1.0), r"'add': 1.0 has no spiking form here"),
+        (lambda n, x, _: n.act2(1.0 + n.branch(x)), r"'add': 1.0 has no spiking form here"),
+        (lambda n, x, _: n.act2(n.branch(x) + n.branch(n.pool(x))), r"'add(_\d)?': an addition of \[3, 12, 12\] and"),
+        (lambda n, x, _: torch.flatten(x), r"'flatten': flattening with start_dim=0, end_dim=-1 has no spiking form"),
+        (lambda n, x, _: torch.flatten(x, start_dim=2), r"'flatten': flattening with start_dim=2"),
+        (lambda n, x, _: functional.relu(n.branch(x)), r"'relu' is a ReLU among quantised"),
+        (lambda n, x, _: n.branch(x).relu(), r"'relu' is a ReLU among quantised"),
+        (lambda n, x, _: functional.avg_pool2d(x, 2, ceil_mode=True), r"'avg_pool2d': average pooling must divide"),
+        (
+            lambda n, x, _: n.act2(n.branch(input=x)),
+            r"'branch' is called with \(input=a value\), expected one positional",
+        ),
+        (lambda n, x, _: n.act2(n.branch(x) * 2), r"'mul' \(mul\) has no spiking form"),
+        (lambda n, x, _: x.mean((2, 3)), r"'mean' \(mean\) has no spiking form"),
+        (lambda n, x, _: n.act2(n.branch(x).add_(x)), r"'add_' \(add_\) has no spiking form"),
+    ],
+)
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+def test_calls_that_mean_something_else_are_refused(
+    write: Callable[[Written, Tensor, Tensor], Tensor], message: str, method: str
+) -> None:
+    with pytest.raises(DynamicConfidenceError, match=message):
+        snn_from_ann(Written(write), GREY, method)
+
+
+@pytest.mark.parametrize("preprocessing", [GREY, ZERO_MEAN])
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda n, x, image: n.pool(image), "'pool': pooling of the image itself has no spiking form"),
+        (lambda n, x, image: n.act2(n.branch(x) + image), "'add': an addition of the image itself has no spiking form"),
+        (lambda n, x, image: n.act2(image + n.conv(image)), "'add': an addition of the image itself"),
+        (lambda n, x, image: n.act2(n.shortcut(n.same(image))), "'shortcut': a shortcut of the image itself"),
+    ],
+)
+def test_the_image_itself_is_no_spike_train(
+    write: Callable[[Written, Tensor, Tensor], Tensor], message: str, preprocessing: Preprocessing
+) -> None:
+    """Whatever its mean: a normalisation that happens to have no offset does not make spikes of pixels."""
+    network = Written(write)
+    network.shortcut = PadShortcut(1, 3, 1)
+    with pytest.raises(DynamicConfidenceError, match=message):
+        snn_from_ann(network, preprocessing, "qffs")
+
+
+def test_a_second_input_is_refused() -> None:
+    class Two(Written):
+        def forward(self, image: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(image)
+
+    with pytest.raises(DynamicConfidenceError, match="the network has a second input, 'other', expected the image"):
+        snn_from_ann(Two(lambda n, x, image: x), GREY)
+
+
+SAME = [
+    ("+", lambda n, x, _: n.act2(n.branch(x) + x)),
+    ("torch.add", lambda n, x, _: n.act2(torch.add(n.branch(x), x))),
+    ("torch.add by keyword", lambda n, x, _: n.act2(torch.add(input=n.branch(x), other=x, alpha=1))),
+    (".add", lambda n, x, _: n.act2(n.branch(x).add(x))),
+    ("+=", lambda n, x, _: n.act2(iadd(n.branch(x), x))),
+    ("+= to the identity", lambda n, x, _: n.act2(iadd(x, n.branch(x)))),
+    ("through Identity", lambda n, x, _: n.act2(iadd(n.same(n.branch(x)), n.same(x)))),
+]
+OTHERS = [
+    ("avg_pool2d", lambda n, x, _: functional.avg_pool2d(n.act2(n.branch(x)), 3, stride=2, padding=1)),
+    ("avg_pool2d twice", lambda n, x, _: functional.avg_pool2d(functional.avg_pool2d(x, 2), (2, 2))),
+    ("no flattening of the last map", lambda n, x, _: n.act2(n.conv2(functional.avg_pool2d(x, 6)))),
+    ("one pool twice", lambda n, x, _: n.pool(n.act2(n.branch(n.pool(x))))),
+    ("one activation twice", lambda n, x, _: n.act(n.branch(x))),
+    ("one activation thrice, one convolution twice", lambda n, x, _: n.act(n.branch(n.act(n.branch(x))) + x)),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), SAME + OTHERS, ids=[name for name, _ in SAME + OTHERS])
+@pytest.mark.parametrize("preprocessing", [GREY, ZERO_MEAN])
+def test_what_users_write_settles_on_their_network(
+    name: str, write: Callable[[Written, Tensor, Tensor], Tensor], preprocessing: Preprocessing
+) -> None:
+    network, pixels = Written(write), synthetic_pixels((1, 12, 12), 3)
+    network.conv2 = nn.Conv2d(3, 3, 1).eval()
+    steps = check_conversion(network, preprocessing, pixels)
+    snn = snn_from_ann(network, preprocessing, "qffs")
+    settled = list(oracle_steps(snn, pixels, steps))[-1].logits / 3
+    reference = copy.deepcopy(network).double()
+    image = (torch.from_numpy(pixels).double() / 255 - preprocessing.mean[0]) / preprocessing.std[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(settled, reference(image).numpy(), atol=1e-10)
+    assert settled.std(axis=0).max() > 1e-3, "the images must give different answers"
+
+
+def test_equal_networks_convert_to_equal_networks() -> None:
+    pixels = synthetic_pixels((1, 12, 12), 3)
+    logits = [list(oracle_steps(snn_from_ann(Written(write), GREY, "qcfs"), pixels, 6))[-1].logits for _, write in SAME]
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], atol=1e-10)
+
+
+def test_modules_called_twice_become_nodes_of_their_own() -> None:
+    snn = snn_from_ann(Written(lambda n, x, _: n.pool(n.act(n.branch(n.pool(x))))), GREY, "qffs")
+    assert [node.name for node in snn.nodes] == ["act", "pool", "act.1", "pool.1", "end"]
+    assert [node.source for node in snn.nodes if isinstance(node, Pool)] == ["act", "act.1", "pool.1"]
+    onnx.checker.check_model(onnx_from_snn(snap(snn, 6)[0], steps_per_call=2).model)
+
+
+def test_layers_called_as_the_input_and_the_readout_convert() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.input = nn.Conv2d(1, 3, 3), LSQ(2, 0.2)
+            self.branch, self.readout, self.end = nn.Conv2d(3, 3, 3), LSQ(2, 0.2), nn.Linear(192, 4)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.end(self.readout(self.branch(self.input(self.conv(image)))).flatten(1))
+
+    snn = snn_from_ann(Named().eval(), GREY, "qffs")
+    assert [layer.name for layer in (*snn.layers, snn.readout)] == ["input.1", "readout.1", "readout"]
+    onnx.checker.check_model(onnx_from_snn(snap(snn, 6)[0]).model)
+    check_conversion(Named().eval(), GREY, synthetic_pixels((1, 12, 12), 3))
+
+
+def test_free_names() -> None:
+    assert free_name("pool", {"act"}) == "pool"
+    assert free_name("pool", {"pool", "pool.1", "pool.3"}) == "pool.2"
 
 
 def test_unknown_method(checkpoint: Checkpoint) -> None:
@@ -183,8 +363,7 @@ def test_linear_layers_after_flattening_see_the_image_in_torch_order() -> None:
     """A classifier on a map that is not 1 x 1 (VGG in ImageNet form) becomes a convolution over the whole map."""
     torch.manual_seed(0)
     network = network_of(nn.Conv2d(1, 3, 3), LSQ(2, 0.3), nn.Flatten(), nn.Linear(300, 4))
-    grey = Preprocessing(color="L", height=12, width=12, mean=(0.5,), std=(0.5,))
-    snn = snn_from_ann(network, grey, "qffs")
+    snn = snn_from_ann(network, GREY, "qffs")
     pixels = synthetic_pixels((1, 12, 12), 3)
     last = list(oracle_steps(snn, pixels, 8))[-1].logits / 3
     with torch.no_grad():

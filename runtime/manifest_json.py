@@ -1,0 +1,47 @@
+"""The manifest as JSON text: every key must stand, no other may, and the same record gives the same bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .errors import DynamicConfidenceError
+from .manifest import Manifest
+
+SIZE_LIMIT = 16 * 1024 * 1024
+
+
+def manifest_from_json(text: str | bytes, source: str) -> Manifest:
+    """Parse and validate a manifest; `source` names the file in the error.
+
+    Raises: DynamicConfidenceError that names the offending key.
+    """
+    if len(text) > SIZE_LIMIT:
+        raise DynamicConfidenceError(f"{source}: the manifest has {len(text)} bytes, at most {SIZE_LIMIT} are read.")
+    try:
+        manifest = msgspec.json.decode(text, type=Manifest)
+        _require_keys(msgspec.json.decode(text), msgspec.to_builtins(manifest))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DynamicConfidenceError(
+            f"{source}: the manifest is not one this version understands: {error}. "
+            "Export the network again with `dc-export model.pt`."
+        ) from error
+    return manifest
+
+
+def json_from_manifest(manifest: Manifest) -> str:
+    """Serialise a manifest; the same manifest always gives the same bytes."""
+    return msgspec.json.encode(manifest).decode()
+
+
+def _require_keys(found: Any, complete: Any, path: str = "$") -> None:
+    """Refuse a key that only a default has filled in: another reader may know another default."""
+    if isinstance(complete, dict):
+        for key in complete:
+            if key not in found:
+                raise msgspec.ValidationError(f"Object missing required field `{key}` - at `{path}`")
+            _require_keys(found[key], complete[key], f"{path}.{key}")
+    elif isinstance(complete, (list, tuple)):
+        for index, (one, other) in enumerate(zip(found, complete, strict=True)):
+            _require_keys(one, other, f"{path}[{index}]")

@@ -33,6 +33,7 @@ ROWS = 12
 @click.option("--temperature", default="keep", show_default=True, help="keep, fit, or a number; multiplies alpha.")
 @click.option("--threads", type=int, help="CPU threads. [default: the backend's choice]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the front and the choice.")
+@click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(
     network: Path,

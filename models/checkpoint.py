@@ -87,6 +87,8 @@ def safe_load(path: Path) -> Any:
         raise DynamicConfidenceError(
             f"{path}: no such file. Train one with `dc-train` or convert one with `dc-import`."
         )
+    if path.suffix == ".onnx":
+        raise DynamicConfidenceError(f"{path}: an ONNX file, expected a checkpoint (.pt) as `dc-train` writes it.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of junk: the error says enough
@@ -98,6 +100,11 @@ def safe_load(path: Path) -> Any:
         ) from error
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "TorchScript" in reason:
+            raise DynamicConfidenceError(
+                f"{path}: a TorchScript program, expected weights. Save the network's `state_dict()` with torch and "
+                "convert it with `dc-import`."
+            ) from error
         raise DynamicConfidenceError(
             f"{path}: not a checkpoint (torch.load: {reason}). Expected a file written by `dc-train` or `dc-import`."
         ) from error

@@ -10,23 +10,26 @@ from .cli import command_errors
 
 
 @click.command()
-@click.option(
-    "--engine", "engine_path", required=True, type=click.Path(path_type=Path), help="Exported network (.onnx)."
-)
+@click.option("--engine", "engine_path", type=click.Path(path_type=Path), help="Exported network (.onnx).  [required]")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--threshold", type=float, help="Confidence th_c that stops an input; 1 never does. [default: calibrated]"
 )
 @click.option("--steps", type=int, help="Largest number of time steps T. [default: as exported]")
-@click.option("--deadline-ms", type=float, help="Stop each input before this many milliseconds: an anytime answer.")
+@click.option("--deadline-ms", type=float, help="An anytime answer: start no call that would end later than this.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Inputs that run together.")
 @click.option("--threads", type=int, help="CPU threads. [default: the backend's choice]")
-@click.option("--frames", is_flag=True, help="Each INPUT varies in time: a folder of frames, or a .npy [T, C, H, W].")
+@click.option(
+    "--frames",
+    is_flag=True,
+    help="Each INPUT varies in time: a folder of frames, or a .npy [T, C, H, W]. With K > 1: needs dc-export --frames.",
+)
 @click.option("--rows", type=int, default=20, show_default=True, help="Rows of the table; the summary covers all.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per input on stdout, as they are answered.")
+@click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(
-    engine_path: Path,
+    engine_path: Path | None,
     inputs: tuple[Path, ...],
     threshold: float | None,
     steps: int | None,
@@ -50,11 +53,15 @@ def main(
       dc-run --engine net.onnx cat.png --deadline-ms 5
       dc-run --engine net.onnx gesture.npy --frames
     """
-    from .engine import open_engine
+    from .engine import ENGINES, open_engine
+    from .errors import DynamicConfidenceError
     from .report import print_json, print_table
     from .run import records
     from .stepping import policy_from_manifest
 
+    if engine_path is None:
+        network = next((path for path in inputs if path.suffix in ENGINES), "net.onnx")
+        raise DynamicConfidenceError(f"which network? Name it with --engine {network}.")
     with open_engine(engine_path, batch=batch, threads=threads) as engine:
         policy = policy_from_manifest(engine.manifest, threshold=threshold, max_steps=steps, deadline_ms=deadline_ms)
         answered = records(engine, inputs, policy, frames=frames)

@@ -34,6 +34,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(part), str(target)):
             raise  # of the block, about another file
+        if not target.parent.exists():
+            raise DynamicConfidenceError(f"{path}: its folder does not exist: mkdir -p {path.parent}") from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DynamicConfidenceError(
             f"{path}: cannot write there ({error.strerror}). "

@@ -138,18 +138,18 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def iterate_samples(
     paths: Sequence[Path], preprocessing: Preprocessing, class_names: Sequence[str]
 ) -> Iterator[Sample | Broken]:
-    """Yield every input behind these paths, one by one; a broken file is reported and does not end the rest.
+    """Yield every input behind these paths, one by one; what cannot be read is reported and does not end the rest.
 
     Image files in a folder named like a class carry that label (the ImageFolder layout).
-    Raises: DynamicConfidenceError, before the first sample, for a path that does not exist or a folder without images.
     """
-    files = [file for path in paths for file in _files(path)]
-    return _iterate(files, preprocessing, {name: index for index, name in enumerate(class_names)})
-
-
-def count_files(paths: Sequence[Path]) -> int:
-    """Count the image and array files behind these paths (an array file may hold many inputs)."""
-    return sum(len(_files(path)) for path in paths)
+    index_of = {name: index for index, name in enumerate(class_names)}
+    for path in paths:
+        try:
+            files = _files(path)
+        except DynamicConfidenceError as error:
+            yield Broken(str(path), str(error))
+            continue
+        yield from _iterate(files, preprocessing, index_of)
 
 
 def labelled_arrays(
@@ -162,11 +162,12 @@ def labelled_arrays(
     samples = []
     for item in iterate_samples([path], preprocessing, class_names):
         if isinstance(item, Broken):
-            raise DynamicConfidenceError(f"{item.reason} Remove it from the data set.")
+            raise DynamicConfidenceError(item.reason)
         if item.label is None:
+            known = ", ".join(class_names[:4]) + (", …" if len(class_names) > 4 else "")
             raise DynamicConfidenceError(
-                f"{item.name}: has no label. Expected one folder per class, named {', '.join(class_names[:4])}"
-                f"{', …' if len(class_names) > 4 else ''}, or an .npz with 'image' and 'label'."
+                f"{item.name}: has no label that the network knows (its classes: {known}). Expected one folder "
+                "per class, named like it, or an .npz with 'image' and 'label'."
             )
         samples.append(item)
     if not samples:

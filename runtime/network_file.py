@@ -26,6 +26,8 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
 def by_suffix(table: Mapping[str, str], path: Path) -> str:
     """Look up the kind of a network file; an unknown one is an error that lists the known ones."""
+    if path.is_dir():
+        raise DynamicConfidenceError(f"{path}: is a folder, expected a network file ({', '.join(table)}).")
     if path.suffix not in table:
         raise DynamicConfidenceError(
             f"{path}: no engine runs '{path.suffix}' files, known: {', '.join(table)}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 
 import click
@@ -28,11 +29,15 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
     from rich.table import Table
     from rich.text import Text
 
+    def say(sentence: str) -> None:
+        # Not wrapped: what is piped into a file or a search stays on one line.
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
     table = Table("input", "answer", "confidence", "steps", "ms", "exit")
     for column in table.columns[2:5]:
         column.justify = "right"
     table.columns[0].overflow = "fold"
-    answered, failed = [], 0
+    answered, failed, started = [], 0, time.perf_counter()
     for record in progress(records, "answering"):
         if "error" in record:
             failed += 1
@@ -43,20 +48,25 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
             numbers = f"{record['confidence']:.3f}", str(record["steps"]), f"{record['ms']:.2f}"
             # As Text: a path or a class name may hold what rich would take for markup.
             table.add_row(Text(_printable(record["input"])), Text(record["name"]), *numbers, record["exit"])
+    seconds = time.perf_counter() - started
     console = Console()
-    if answered:
+    if answered and rows > 0:
         console.print(table)
         if len(answered) > rows:
-            console.print(
-                f"… and {len(answered) - rows} more (--rows {len(answered)} or --json shows them)", markup=False
-            )
-        console.print(_summary(answered, policy), highlight=False, markup=False)
+            say(f"… and {len(answered) - rows} more (--rows {len(answered)} or --json shows them)")
+    if answered:
+        say(_summary(answered, policy, seconds))
+    late = [record["ms"] for record in answered if record.get("late")]
+    if late:
+        say(
+            f"{len(late)} of {len(answered)} missed the deadline of {policy.deadline_ms:g} ms "
+            f"(longest: {max(late):.2f} ms): "
+            "a call runs to its end. Use --batch 1, fewer steps per call (`dc-export -K`) or a smaller network."
+        )
     if policy.threshold >= 1.0 and manifest.calibration.data is None:
-        console.print(
-            "Not calibrated: every input ran all its steps. `dc-calibrate NET.onnx --data DIR` finds the threshold, or "
-            "pass --threshold.",
-            highlight=False,
-            markup=False,
+        say(
+            f"{manifest.name} is not calibrated: its inputs run all their steps. `dc-calibrate` finds the "
+            "threshold, or pass --threshold."
         )
     return failed
 
@@ -66,13 +76,14 @@ def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _summary(answered: list[Record], policy: ExitPolicy) -> str:
+def _summary(answered: list[Record], policy: ExitPolicy, seconds: float) -> str:
     steps = sum(r["steps"] for r in answered) / len(answered)
     ms = sum(r["ms"] for r in answered) / len(answered)
     judged = [r["label"] == r["truth"] for r in answered if "truth" in r]
     accuracy = f", accuracy {100 * sum(judged) / len(judged):.2f} % of {len(judged)}" if judged else ""
     saved = 100 * (1 - steps / policy.max_steps)
+    many = "inputs, on average" if len(answered) > 1 else "input"
     return (
-        f"{len(answered)} inputs: {steps:.2f} of {policy.max_steps} time steps on average ({saved:.1f} % saved), "
-        f"{ms:.2f} ms per input{accuracy}"
+        f"{len(answered)} {many}: {steps:.2f} of {policy.max_steps} time steps ({saved:.1f} % saved), {ms:.2f} ms "
+        f"until the answer, {len(answered) / seconds:.0f} inputs/s with reading{accuracy}"
     )

@@ -14,7 +14,8 @@ from .images import Broken, Sample, frames_from_path, iterate_samples
 from .stepping import ExitPolicy, check_pixels, infer
 
 Record = dict[str, Any]
-"""Keys: input; then label, name, confidence, steps, ms, exit and, where the data tells, truth; or only error."""
+"""Keys: input; then label, name, confidence, steps, ms, exit, late (with a deadline), truth (where the data tells); or
+only error."""
 
 
 def records(engine: Engine, paths: Sequence[Path], policy: ExitPolicy, *, frames: bool = False) -> Iterator[Record]:
@@ -31,6 +32,7 @@ def records(engine: Engine, paths: Sequence[Path], policy: ExitPolicy, *, frames
         width = 1
     else:
         items, width = iterate_samples(paths, preprocessing, manifest.class_names), engine.batch
+    _warm_up(engine)
     waiting: list[Sample | Broken] = []
     for item in items:
         waiting.append(item)
@@ -54,25 +56,33 @@ def _sequence(path: Path, engine: Engine) -> Sample | Broken:
 
 def _answer(engine: Engine, items: list[Sample | Broken], policy: ExitPolicy) -> Iterator[Record]:
     samples = [item for item in items if isinstance(item, Sample)]
-    answers = None
-    if samples:
-        # What varies in time comes as [T, channel, y, x]: the batch axis goes behind the steps.
-        answers = infer(engine, np.stack([s.pixels for s in samples], axis=samples[0].pixels.ndim - 3), policy)
-    names, row = engine.manifest.class_names, 0
+    answered = iter(_answered(engine, samples, policy) if samples else ())
     for item in items:
-        if isinstance(item, Broken) or answers is None:
-            yield {"input": item.name, "error": item.reason if isinstance(item, Broken) else ""}
-            continue
+        yield next(answered) if isinstance(item, Sample) else {"input": item.name, "error": item.reason}
+
+
+def _answered(engine: Engine, samples: list[Sample], policy: ExitPolicy) -> Iterator[Record]:
+    # What varies in time comes as [T, channel, y, x]: the batch axis goes behind the steps.
+    answers = infer(engine, np.stack([s.pixels for s in samples], axis=samples[0].pixels.ndim - 3), policy)
+    for row, sample in enumerate(samples):
+        label, ms = int(answers.label[row]), float(answers.ms[row])
         record: Record = {
-            "input": item.name,
-            "label": int(answers.label[row]),
-            "name": names[int(answers.label[row])],
+            "input": sample.name,
+            "label": label,
+            "name": engine.manifest.class_names[label],
             "confidence": float(answers.confidence[row]),
             "steps": int(answers.steps[row]),
-            "ms": round(float(answers.ms[row]), 4),
+            "ms": round(ms, 4),
             "exit": answers.reason[row],
         }
-        if item.label is not None:
-            record["truth"] = item.label
-        row += 1
+        if policy.deadline_ms is not None:
+            record["late"] = ms > policy.deadline_ms
+        if sample.label is not None:
+            record["truth"] = sample.label
         yield record
+
+
+def _warm_up(engine: Engine) -> None:
+    """One step on a black image: a backend's first call allocates, which is no part of an answer's time."""
+    black = np.zeros((1, *engine.manifest.input.preprocessing.shape), np.uint8)
+    infer(engine, black, ExitPolicy(scale=1.0, threshold=1.0, max_steps=1))

@@ -69,8 +69,8 @@ def policy_from_manifest(
         )
     if not 1 <= max_steps <= manifest.max_steps:
         raise DynamicConfidenceError(
-            f"steps {max_steps}: expected 1 to {manifest.max_steps}, the number this network was exported for "
-            f"(`dc-export -T {max_steps}` makes another)."
+            f"steps {max_steps}: expected 1 to {manifest.max_steps}, the number this network was exported for"
+            f"{f' (`dc-export -T {max_steps}` makes another)' if max_steps > 0 else ''}."
         )
     if deadline_ms is not None and not deadline_ms > 0:
         raise DynamicConfidenceError(f"deadline {deadline_ms:g} ms: expected a positive number.")

@@ -30,6 +30,7 @@ from ..runtime.cli import command_errors
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: MODEL_METHOD.onnx beside MODEL]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the export.")
+@click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(
     model: Path,

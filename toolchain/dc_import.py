@@ -33,6 +33,7 @@ CLASS_NAMES = {
 @click.option("--class-names", help="cifar10, a file with one name per line, or a,b,c. [default: 0, 1, …]")
 @click.option("--bits", type=int, default=2, show_default=True, help="Bits of the activation quantiser.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: CHECKPOINT_model.pt in this folder]")
+@click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(
     checkpoint: Path,

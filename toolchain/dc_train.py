@@ -71,6 +71,7 @@ _NOT_WITH_FROM = ("architecture", "width", "form", "shortcut", "size")
 @click.option("--fresh", is_flag=True, help="Begin anew even where a resume file exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 @click.option("-o", "--output", required=True, type=_PATH, help="The model.pt to write.")
+@click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(**given: Any) -> None:
     """Train a network with quantised activations, ready for `dc-export`.

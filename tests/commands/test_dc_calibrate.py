@@ -192,7 +192,7 @@ def test_options_that_make_no_sense_change_nothing(network, data, options: list[
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"image": np.zeros((3, 12, 12), np.uint8)}, "has no label. Expected one folder per class, named zero, one,"),
+        ({"image": np.zeros((3, 12, 12), np.uint8)}, "has no label that the network knows (its classes: zero, one,"),
         ({"image": np.zeros((1, 12, 12), np.uint8), "label": np.zeros(1, int)}, "1 images; a threshold needs many"),
         ({"image": np.zeros((2, 12, 12), np.uint8), "label": np.array([0, 4])}, "labels lie in 0..4, expected 0..3"),
         ({"image": np.zeros((2, 12, 12), np.uint8), "label": np.array([0])}, "2 images but labels of shape [1]"),
@@ -248,4 +248,14 @@ def test_a_write_that_fails_leaves_the_old_calibration(network, pixels, label, m
     monkeypatch.setattr(module, "write_calibration", interrupted)
     with pytest.raises(KeyboardInterrupt):
         calibrate_file(network, pixels, label, data_name="x")
+    assert network.read_bytes() == content
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_images_of_one_class_cannot_calibrate(network, pixels, tmp_path):
+    np.savez(tmp_path / "one.npz", image=pixels, label=np.ones(64, np.int64))
+    content = network.read_bytes()
+    result = run(network, "--data", tmp_path / "one.npz")
+    assert result.exit_code == 2
+    assert "one.npz: all 64 images are of one class; a threshold needs images of all classes" in result.stderr
     assert network.read_bytes() == content

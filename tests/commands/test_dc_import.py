@@ -177,3 +177,12 @@ def test_broken_and_missing_files(tmp_path: Path):
     assert "no such file" in run(tmp_path / "missing.pt").stderr
     (tmp_path / "foreign.pt").write_bytes(b"")
     assert "foreign.pt: not a checkpoint" in run(tmp_path / "foreign.pt").stderr
+
+
+def test_importing_a_model_file_or_over_itself_is_refused(model_file: Path, tmp_path: Path):
+    result = CliRunner().invoke(main, [str(model_file), "--normalisation", "none", "-o", str(tmp_path / "new.pt")])
+    assert result.exit_code == 2
+    assert "is a model.pt already: `dc-export" in result.stderr
+    result = CliRunner().invoke(main, [str(model_file), "--normalisation", "none", "-o", str(model_file)])
+    assert "is the checkpoint itself; choose another name with -o" in result.stderr
+    assert not list(tmp_path.iterdir())

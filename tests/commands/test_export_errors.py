@@ -133,12 +133,18 @@ def test_no_steps(model: Path, tmp_path: Path, option: str, value: int):
     refused(run(model, option, value), message, tmp_path, {"model.pt"})
 
 
-@pytest.mark.parametrize("place", ["missing/net.onnx", "model.pt/net.onnx"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("missing/net.onnx", "net.onnx: its folder does not exist: mkdir -p "),
+        ("model.pt/net.onnx", "net.onnx: cannot write there ("),
+    ],
+)
 def test_an_output_that_cannot_be_written_is_found_before_the_work(
-    model: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, place: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(export_module, "export", lambda *_, **__: pytest.fail("the work was done first"))
-    refused(run(model, "-o", tmp_path / place), "net.onnx: cannot write there (", tmp_path, {"model.pt"})
+    refused(run(model, "-o", tmp_path / place), message, tmp_path, {"model.pt"})
 
 
 def test_calibration_data_without_labels(model: Path, pixels: np.ndarray, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,5 +160,16 @@ def test_a_scale_that_is_not_positive_names_its_layer(checkpoint: Checkpoint):
 
 
 def test_an_unwritable_place(tmp_path: Path, checkpoint: Checkpoint):
-    with pytest.raises(DynamicConfidenceError, match=r"cannot write there .*Choose another place with -o"):
+    with pytest.raises(DynamicConfidenceError, match=r"its folder does not exist: mkdir -p .*missing"):
         save_checkpoint(tmp_path / "missing" / "model.pt", checkpoint)
+
+
+def test_other_kinds_of_network_files_are_named(tmp_path: Path):
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    with pytest.raises(DynamicConfidenceError, match=r"net\.onnx: an ONNX file, expected a checkpoint \(\.pt\)"):
+        load_checkpoint(tmp_path / "net.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; its files are still around
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    with pytest.raises(DynamicConfidenceError, match=r"script\.pt: a TorchScript program, expected weights"):
+        load_checkpoint(tmp_path / "script.pt")

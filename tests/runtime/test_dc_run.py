@@ -92,13 +92,13 @@ def test_table_and_summary(network: Path, images: Path):
     judged = [record["label"] == record["truth"] for record in records if "truth" in record]
     steps = np.mean([record["steps"] for record in records])
     assert len(judged) == 8
-    assert f"10 inputs: {steps:.2f} of 12 time steps on average ({100 - 100 * steps / 12:.1f} % saved)" in (
+    assert f"10 inputs, on average: {steps:.2f} of 12 time steps ({100 - 100 * steps / 12:.1f} % saved)" in (
         " ".join(result.stdout.split())
     )
     assert f"accuracy {100 * np.mean(judged):.2f} % of 8" in " ".join(result.stdout.split())
     for column in ("input", "answer", "confidence", "steps", "ms", "exit"):
         assert column in result.stdout
-    assert "Not calibrated" not in result.stdout
+    assert "is not calibrated" not in result.stdout
 
 
 def test_the_table_has_so_many_rows(network: Path, images: Path):
@@ -115,14 +115,14 @@ def test_no_accuracy_without_labels(network: Path, images: Path):
 
 def test_a_network_that_is_not_calibrated_says_so(network: Path, images: Path, tmp_path: Path):
     result = run("--engine", network, images)
-    assert "Not calibrated: every input ran all its steps. `dc-calibrate" in " ".join(result.stdout.split())
+    assert "is not calibrated: its inputs run all their steps. `dc-calibrate` finds the threshold" in result.stdout
     assert "12.00 of 12 time steps" in " ".join(result.stdout.split())
 
     calibrated = tmp_path / "net.onnx"
     calibrated.write_bytes(network.read_bytes())
     calibration = read_onnx(network)[1].calibration
     write_calibration(calibrated, msgspec.structs.replace(calibration, threshold=0.6, data="validation"))
-    assert "Not calibrated" not in run("--engine", calibrated, images).stdout
+    assert "is not calibrated" not in run("--engine", calibrated, images).stdout
     by_file = answered(run("--engine", calibrated, images, "--json"))
     by_option = answered(run("--engine", network, images, "--threshold", 0.6, "--json"))
     assert without_time(by_file) == without_time(by_option)
@@ -206,7 +206,11 @@ def test_deadline(network: Path, images: Path):
     records = answered(run("--engine", network, images, "--deadline-ms", 1e-6, "--json"))
     assert {record["exit"] for record in records} == {"deadline"}
     assert {record["steps"] for record in records} == {1}
+    assert {record["late"] for record in records} == {True}
+    table = run("--engine", network, images, "--deadline-ms", 1e-6)
+    assert "10 of 10 missed the deadline of 1e-06 ms (longest: " in table.stdout
     far = answered(run("--engine", network, images, "--deadline-ms", 1e6, "--json"))
+    assert not any(record.pop("late") for record in far)
     assert without_time(far) == without_time(answered(run("--engine", network, images, "--json")))
 
 
@@ -246,7 +250,7 @@ def test_a_sequence_that_does_not_fit_does_not_end_the_rest(
     table = run("--engine", exported(), *inputs, "--frames")
     assert table.exit_code == 2
     assert "long.npy: 13 frames" in table.stderr
-    assert "1 inputs: 6.00 of 12 time steps" in table.stdout
+    assert "1 input: 6.00 of 12 time steps" in table.stdout
 
     qffs = run("--engine", exported(method="qffs"), tmp_path / "good.npy", "--frames", "--json")
     assert "good.npy: 6 frames: this QFFS network takes input in its first 3 steps" in answered(qffs)[0]["error"]
@@ -431,3 +435,22 @@ def test_what_click_handles_is_left_to_it(network: Path, images: Path, monkeypat
     result = run("--engine", network, images)
     assert result.exit_code == code
     assert "Internal error" not in result.stderr
+
+
+def test_a_forgotten_engine_option_is_guessed(network: Path, images: Path):
+    result = run(network, images)
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: which network? Name it with --engine {network}.\n"
+
+
+def test_a_missing_file_does_not_end_the_rest(network: Path, images: Path, tmp_path: Path):
+    result = run("--engine", network, tmp_path / "missing.png", images, "--json", "--rows", 0)
+    assert result.exit_code == 2
+    missing, *rest = answered(result)
+    assert "missing.png: no such file or folder" in missing["error"]
+    assert len(rest) == 10
+    assert not any("error" in record for record in rest)
+
+
+def test_a_folder_is_no_network(images: Path):
+    assert "is a folder, expected a network file (.onnx)" in run("--engine", images, images).stderr

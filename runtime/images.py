@@ -162,7 +162,8 @@ def labelled_arrays(
     samples = []
     for item in iterate_samples([path], preprocessing, class_names):
         if isinstance(item, Broken):
-            raise DynamicConfidenceError(item.reason)
+            inside = item.name != str(path)
+            raise DynamicConfidenceError(item.reason + " Remove it from the data set." * inside)
         if item.label is None:
             known = ", ".join(class_names[:4]) + (", …" if len(class_names) > 4 else "")
             raise DynamicConfidenceError(

@@ -77,10 +77,6 @@ class Snn:
         """The spiking layers."""
         return tuple(node for node in self.nodes if isinstance(node, Layer))
 
-    @property
-    def neurons(self) -> int:
-        return sum(int(np.prod(layer.shape)) for layer in self.layers)
-
     def largest_values(self) -> dict[str, int]:
         """The largest magnitude that each source can emit in one time step, by name."""
         largest = {INPUT: PIXEL_MAX}

@@ -259,3 +259,16 @@ def test_images_of_one_class_cannot_calibrate(network, pixels, tmp_path):
     assert result.exit_code == 2
     assert "one.npz: all 64 images are of one class; a threshold needs images of all classes" in result.stderr
     assert network.read_bytes() == content
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_a_temperature_that_does_not_exist_is_not_invented(network, pixels, tmp_path):
+    """Labels that are the network's own answers: ever sharper is ever better."""
+    with open_engine(network, batch=64) as engine:
+        label = infer(engine, pixels, policy_from_manifest(engine.manifest, threshold=1.0)).label
+    np.savez(tmp_path / "own.npz", image=pixels, label=label)
+    result = run(network, "--data", tmp_path / "own.npz", "--temperature", "fit")
+    assert result.exit_code == 2
+    assert "own.npz: no temperature fits best (every answer is right, for example)" in result.stderr
+    with pytest.raises(DynamicConfidenceError, match=r"max_drop -0\.1: expected a fraction of 0 or more"):
+        calibrate_file(network, pixels, label, data_name="own", max_drop=-0.1)

@@ -153,7 +153,7 @@ def test_a_folder_of_an_unknown_class_is_refused(tmp_path: Path):
     tree = write_tree(tmp_path / "tree")
     known = load_image_set(tree)
     with pytest.raises(
-        DynamicConfidenceError, match=r"b/0\.png: has no label\. Expected one folder per class, named a, c"
+        DynamicConfidenceError, match=r"b/0\.png: has no label that the network knows \(its classes: a, c\)"
     ):
         load_image_set(tree, known.preprocessing, ("a", "c"))
 

@@ -21,7 +21,7 @@ def manifest_from_json(text: str | bytes, source: str) -> Manifest:
         raise DynamicConfidenceError(f"{source}: the manifest has {len(text)} bytes, at most {SIZE_LIMIT} are read.")
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
-        _require_keys(msgspec.json.decode(text), msgspec.to_builtins(manifest))
+        require_keys(msgspec.json.decode(text), msgspec.to_builtins(manifest))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DynamicConfidenceError(
             f"{source}: the manifest is not one this version understands: {error}. "
@@ -35,13 +35,13 @@ def json_from_manifest(manifest: Manifest) -> str:
     return msgspec.json.encode(manifest).decode()
 
 
-def _require_keys(found: Any, complete: Any, path: str = "$") -> None:
+def require_keys(found: Any, complete: Any, path: str = "$") -> None:
     """Refuse a key that only a default has filled in: another reader may know another default."""
     if isinstance(complete, dict):
         for key in complete:
             if key not in found:
                 raise msgspec.ValidationError(f"Object missing required field `{key}` - at `{path}`")
-            _require_keys(found[key], complete[key], f"{path}.{key}")
+            require_keys(found[key], complete[key], f"{path}.{key}")
     elif isinstance(complete, (list, tuple)):
         for index, (one, other) in enumerate(zip(found, complete, strict=True)):
-            _require_keys(one, other, f"{path}[{index}]")
+            require_keys(one, other, f"{path}[{index}]")

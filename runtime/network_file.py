@@ -10,7 +10,7 @@ from types import ModuleType
 from .errors import DynamicConfidenceError
 from .manifest import Calibration, Manifest
 
-FORMATS = {".onnx": "onnx_file"}
+FORMATS = {".onnx": "onnx_file", ".plan": "plan_file"}
 """Suffix -> module in `runtime/` with these two functions."""
 
 

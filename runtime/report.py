@@ -63,7 +63,7 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
             f"(longest: {max(late):.2f} ms): "
             "a call runs to its end. Use --batch 1, fewer steps per call (`dc-export -K`) or a smaller network."
         )
-    if policy.threshold >= 1.0 and manifest.calibration.data is None:
+    if answered and policy.threshold >= 1.0 and manifest.calibration.data is None:
         say(
             f"{manifest.name} is not calibrated: its inputs run all their steps. `dc-calibrate` finds the "
             "threshold, or pass --threshold."

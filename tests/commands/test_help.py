@@ -10,7 +10,18 @@ from importlib.metadata import EntryPoint, distribution
 import pytest
 
 COMMANDS = sorted(distribution("dynamic-confidence").entry_points.select(group="console_scripts"))
-HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "matplotlib", "sklearn", "PIL", "rich")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "matplotlib",
+    "sklearn",
+    "PIL",
+    "rich",
+)
 PROGRAM = f"""
 import json, sys
 from importlib import import_module
@@ -22,7 +33,9 @@ sys.exit(code)
 
 
 def test_the_list_is_not_empty():
-    assert {"dc-train", "dc-import", "dc-export", "dc-calibrate", "dc-run"} <= {command.name for command in COMMANDS}
+    assert {"dc-build", "dc-train", "dc-import", "dc-export", "dc-calibrate", "dc-run"} <= {
+        command.name for command in COMMANDS
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

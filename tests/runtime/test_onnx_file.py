@@ -205,8 +205,8 @@ def test_the_exporter_writes_allowed_operators_only():
 
 def test_the_manifest_alone(network: Path, tmp_path: Path):
     assert read_manifest(network) == read_onnx(network)[1]
-    with pytest.raises(DynamicConfidenceError, match=r"no engine runs '\.plan' files, known: \.onnx"):
-        read_manifest(tmp_path / "net.plan")
+    with pytest.raises(DynamicConfidenceError, match=r"no engine runs '\.tflite' files, known: \.onnx, \.plan"):
+        read_manifest(tmp_path / "net.tflite")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path):

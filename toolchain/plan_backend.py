@@ -1,0 +1,126 @@
+"""Find the TensorRT that builds a plan, say what is missing, and settle the GPUs that it builds for."""
+
+from __future__ import annotations
+
+import ctypes
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ..runtime.errors import BackendMissing, DynamicConfidenceError
+from ..runtime.plan_file import CURRENT, LIBRARIES, Flavour
+
+MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+EXTRAS: dict[Flavour, str] = {"tensorrt": "trt", "rtx": "rtx"}
+OLDEST_TENSORRT = 10
+PORTABLE = "sm80+"
+"""What TensorRT-RTX builds for when no target is named: compute capability 8.0 and later."""
+
+
+class Backend(NamedTuple):
+    flavour: Flavour
+    module: Any
+    targets: tuple[str, ...]
+    """Compute capabilities, `current` replaced by what this machine has."""
+
+    def __str__(self) -> str:
+        return f"{LIBRARIES[self.flavour]} {self.module.__version__}"
+
+
+def open_backend(flavour: str = "auto", targets: tuple[str, ...] = ()) -> Backend:
+    """Import the library that builds for these targets.
+
+    `auto` takes TensorRT where it is installed, there is a GPU and no other is named, else TensorRT-RTX. Without
+    targets TensorRT builds for the GPU of this machine, TensorRT-RTX for compute capability 8.0 and later.
+
+    Raises: BackendMissing when the library, its native part or a GPU that it needs is not there,
+    DynamicConfidenceError for an unknown flavour or target.
+    """
+    if flavour not in ("auto", *MODULES):
+        raise DynamicConfidenceError(f"flavour '{flavour}': expected one of auto, {', '.join(MODULES)}.")
+    here = device_target()
+    chosen: Flavour = _choose(here, targets) if flavour == "auto" else flavour  # type: ignore[assignment]
+    module = load(chosen)
+    if here is None and chosen == "tensorrt":
+        raise BackendMissing(
+            "TensorRT needs an NVIDIA GPU and its driver to build, found none. "
+            "Build on the device that will run the plan, or use --flavour rtx, which needs none."
+        )
+    if here is None and CURRENT in targets:
+        raise BackendMissing(
+            f"target {CURRENT}: found no NVIDIA GPU or no driver. Name the GPU, one of {', '.join(_known(module))}."
+        )
+    if chosen == "tensorrt":
+        if set(targets) - {CURRENT, here}:
+            raise DynamicConfidenceError(
+                f"target {','.join(targets)}: TensorRT builds for the GPU of this machine only ({here}). "
+                "Build there, or use --flavour rtx."
+            )
+        return Backend(chosen, module, (str(here),))
+    # In the order of the names and each once: the same GPUs always give the same plan.
+    wanted = tuple(sorted({here if target == CURRENT else target for target in targets or (PORTABLE,)}, key=_order))
+    unknown = [target for target in wanted if target not in (*_known(module), PORTABLE)]
+    if unknown or (PORTABLE in wanted and len(wanted) > 1):
+        raise DynamicConfidenceError(
+            f"target {', '.join(map(str, unknown or wanted))}: {Backend(chosen, module, ())} builds for "
+            f"{', '.join(_known(module))}, {CURRENT}, or {PORTABLE} alone. Choose among them with --target."
+        )
+    return Backend(chosen, module, tuple(map(str, wanted)))
+
+
+def device_target() -> str | None:
+    """Ask the driver for the compute capability of the first GPU, as `sm89`; None without a driver or a GPU."""
+    major_attribute, minor_attribute = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    for value, attribute in ((major, major_attribute), (minor, minor_attribute)):
+        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+    return f"sm{major.value}{minor.value}"
+
+
+def _choose(here: str | None, targets: tuple[str, ...]) -> Flavour:
+    if here is None or set(targets) - {CURRENT, here}:
+        return "rtx"
+    try:
+        load("tensorrt")
+    except BackendMissing:
+        return "rtx"
+    return "tensorrt"
+
+
+def load(flavour: Flavour) -> Any:
+    """Import the bindings; tell "not installed" from "installed without its libraries" and from "too old"."""
+    name, library = MODULES[flavour], LIBRARIES[flavour]
+    command = f"`pip install 'dynamic-confidence[{EXTRAS[flavour]}]'`"
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise BackendMissing(f"{library} is installed without its part '{error.name}': {command}.") from error
+        jetson = " (on a Jetson it comes with JetPack)" if flavour == "tensorrt" else ""
+        raise BackendMissing(f"{library} is not installed: {command}{jetson}.") from error
+    except (ImportError, OSError) as error:
+        raise BackendMissing(
+            f"{library} has its Python bindings but not the libraries they load ({error}): {command}."
+        ) from error
+    if not hasattr(module, "Builder"):
+        raise BackendMissing(f"the module {name} found is not {library} (no Builder in it): {command}.")
+    if flavour == "tensorrt" and int(module.__version__.split(".")[0]) < OLDEST_TENSORRT:
+        raise BackendMissing(
+            f"TensorRT {module.__version__} is installed, expected {OLDEST_TENSORRT}.0 or later: {command}."
+        )
+    return module
+
+
+def _known(module: Any) -> list[str]:
+    names = [name.lower() for name in dir(module.ComputeCapability) if name.startswith("SM")]
+    return sorted(names, key=_order)
+
+
+def _order(target: str | None) -> tuple[int, str]:
+    return len(target or ""), target or ""

@@ -33,7 +33,7 @@ sys.exit(code)
 
 
 def test_the_list_is_not_empty():
-    assert {"dc-build", "dc-train", "dc-import", "dc-export", "dc-calibrate", "dc-run"} <= {
+    assert {"dc-build", "dc-inspect", "dc-train", "dc-import", "dc-export", "dc-calibrate", "dc-run"} <= {
         command.name for command in COMMANDS
     }
 

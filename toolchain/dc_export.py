@@ -96,6 +96,7 @@ def main(
         "bytes": len(exported.content),
         **describe(exported.manifest),
         "calibration": msgspec.to_builtins(calibration),
+        "settles_on_the_quantised_network_after": exported.settled,
         "self_check": {"images": exported.check.images, "spikes_equal": exported.check.spikes},
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -106,6 +107,7 @@ def main(
     click.echo(
         f"{output}: {len(exported.content) / 1e6:.2f} MB, {method}, T = {exported.manifest.max_steps}, "
         f"K = {steps_per_call}, {facts['seconds']:.1f} s\n"
+        f"conversion: with QFFS neurons it settles on the quantised network after {exported.settled} steps (float64)\n"
         f"self-check: oracle, torch simulation and graph are equal on {check.images} images x {check.steps} steps x "
         f"{check.layers} layers ({check.spikes:,} spikes)"
     )

@@ -45,6 +45,8 @@ class Exported:
     content: bytes
     """The .onnx file."""
     manifest: Manifest
+    settled: int
+    """Time steps after which the network's QFFS form computed what the quantised network does, to float64 rounding."""
     check: CheckReport
 
 
@@ -80,7 +82,7 @@ def export(
     pixels = None if calibration_set is None else calibration_set[0]
     count = int(np.clip(CHECK_BUDGET / (macs_per_step(converted) * steps), 1, CHECK_IMAGES))
     images = synthetic_pixels(converted.input_shape, count) if pixels is None else pixels[:count]
-    check_conversion(network, checkpoint.preprocessing, images[:2])
+    settled = check_conversion(network, checkpoint.preprocessing, images[:2])
     # Not for the steps a last call does beyond T: nobody reads them, and the network must not depend on K.
     snn, grids = snap(converted, steps, pixels)
     graph, probed = (
@@ -126,7 +128,7 @@ def export(
         ),
     )
     check = self_check(snn, graph.model, probed.model, manifest, images, track)
-    return Exported(bytes_with_manifest(graph.model, manifest), manifest, check)
+    return Exported(bytes_with_manifest(graph.model, manifest), manifest, settled, check)
 
 
 @torch.no_grad()

@@ -162,6 +162,7 @@ def test_the_file_and_what_is_said_about_it(model: Path, tmp_path: Path):
     assert facts["bytes"] == output.stat().st_size
     assert (facts["max_steps"], facts["steps_per_call"], facts["method"]) == (6, 2, "qcfs")
     assert facts["self_check"]["spikes_equal"] > 0
+    assert facts["settles_on_the_quantised_network_after"] >= 3
     assert read_onnx(output)[1].name == "model_qcfs"
     assert {entry.name for entry in tmp_path.iterdir()} == {"model.pt", "model_qcfs.onnx"}
 
@@ -171,6 +172,7 @@ def test_exporting_twice_gives_the_same_bytes_and_a_next_step(model: Path, tmp_p
     for _ in range(2):
         result = run(model, "--method", "qffs", "-T", 6, "-o", tmp_path / "net.onnx")
         assert result.exit_code == 0, result.output
+        assert "settles on the quantised network after" in result.stdout
         assert "self-check: oracle, torch simulation and graph are equal on" in result.stdout
         assert f"next: dc-calibrate {tmp_path / 'net.onnx'} --data DIR" in result.stdout
         contents.append((tmp_path / "net.onnx").read_bytes())

@@ -43,7 +43,7 @@ def plan_from_onnx(
     """Build a plan for `batch` inputs at most; TensorRT-RTX needs no GPU for that. Nothing is written.
 
     `flavour` is tensorrt, rtx or auto; `targets` are compute capabilities such as `sm89` (`plan_backend.open_backend`
-    has the defaults). From the same network TensorRT-RTX builds the same bytes, but for some large ones not always
+    has the defaults). From the same network TensorRT-RTX builds the same bytes usually, not always
     (docs/adr/0005-plans.md).
     Raises: DynamicConfidenceError for a file that is no exported network or that TensorRT refuses, BackendMissing
     without the library or the GPU it needs, CheckFailed when the parsed network is not the one the manifest describes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -10,6 +10,7 @@ from .errors import DynamicConfidenceError
 from .manifest import Manifest
 
 SIZE_LIMIT = 16 * 1024 * 1024
+T = TypeVar("T")
 
 
 def manifest_from_json(text: str | bytes, source: str) -> Manifest:
@@ -20,19 +21,24 @@ def manifest_from_json(text: str | bytes, source: str) -> Manifest:
     if len(text) > SIZE_LIMIT:
         raise DynamicConfidenceError(f"{source}: the manifest has {len(text)} bytes, at most {SIZE_LIMIT} are read.")
     try:
-        manifest = msgspec.json.decode(text, type=Manifest)
-        require_keys(msgspec.json.decode(text), msgspec.to_builtins(manifest))
+        return decode_whole(text, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DynamicConfidenceError(
             f"{source}: the manifest is not one this version understands: {error}. "
             "Export the network again with `dc-export model.pt`."
         ) from error
-    return manifest
 
 
 def json_from_manifest(manifest: Manifest) -> str:
     """Serialise a manifest; the same manifest always gives the same bytes."""
     return msgspec.json.encode(manifest).decode()
+
+
+def decode_whole(text: str | bytes, kind: type[T]) -> T:
+    """Decode a record of which every key stands in the text. Raises: msgspec.DecodeError that names the key."""
+    record = msgspec.json.decode(text, type=kind)
+    require_keys(msgspec.json.decode(text), msgspec.to_builtins(record))
+    return record
 
 
 def require_keys(found: Any, complete: Any, path: str = "$") -> None:

@@ -12,7 +12,7 @@ import msgspec
 from .errors import DynamicConfidenceError, InvalidRecord
 from .files import write_atomically
 from .manifest import Calibration, Manifest
-from .manifest_json import SIZE_LIMIT, require_keys
+from .manifest_json import SIZE_LIMIT, decode_whole
 
 Flavour = Literal["tensorrt", "rtx"]
 LIBRARIES: dict[Flavour, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
@@ -126,8 +126,7 @@ def _decode(path: Path, text: bytes) -> tuple[Manifest, EngineIdentity]:
             f"Build it again with `{_rebuild(path, None)}`."
         )
     try:
-        decoded = msgspec.json.decode(text, type=Sidecar)
-        require_keys(msgspec.json.decode(text), msgspec.to_builtins(decoded))
+        decoded = decode_whole(text, Sidecar)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DynamicConfidenceError(
             f"{sidecar}: not a sidecar this version understands: {error}. Build it again with `{_rebuild(path, None)}`."

@@ -19,11 +19,9 @@ only error."""
 
 
 def records(engine: Engine, paths: Sequence[Path], policy: ExitPolicy, *, frames: bool = False) -> Iterator[Record]:
-    """Yield one record per input, in order; an input that cannot be read, or a sequence that does not fit, gives a
-    record with its error.
+    """Yield one record per input, in order; what cannot be read or does not fit gives a record with its error.
 
     `frames` takes every path as one input that varies in time; those run one by one.
-    Raises: DynamicConfidenceError when a path does not exist or a folder is empty (with `frames`: a record).
     """
     manifest = engine.manifest
     preprocessing = manifest.input.preprocessing
@@ -34,11 +32,13 @@ def records(engine: Engine, paths: Sequence[Path], policy: ExitPolicy, *, frames
         items, width = iterate_samples(paths, preprocessing, manifest.class_names), engine.batch
     _warm_up(engine)
     waiting: list[Sample | Broken] = []
+    samples = 0
     for item in items:
         waiting.append(item)
-        if sum(isinstance(w, Sample) for w in waiting) == width:
+        samples += isinstance(item, Sample)
+        if samples == width:
             yield from _answer(engine, waiting, policy)
-            waiting = []
+            waiting, samples = [], 0
     yield from _answer(engine, waiting, policy)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +16,32 @@ from .network_file import by_suffix
 
 ENGINES = {".onnx": "onnxruntime:OnnxRuntimeEngine"}
 """Suffix of a network file -> `module:Class` in `runtime/engines/`, imported when such a file is opened."""
+Provider = Literal["cpu", "cuda", "tensorrt"]
+CudaBinding = Literal["auto", "bindings", "pycuda"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is opened; one that is asked for what it cannot do says so."""
+
+    batch: int = 1
+    threads: int | None = None
+    """CPU threads, for .onnx files; None: the backend's choice."""
+    optimize: bool = True
+    """Graph optimisations, for .onnx files."""
+    provider: Provider = "cpu"
+    """What ONNX Runtime runs a .onnx file on."""
+    cuda: CudaBinding = "auto"
+    """Python package that speaks to CUDA, for .plan files."""
+    cuda_graphs: bool = True
+    """Capture each step as a CUDA graph, for .plan files."""
+    speculate: bool = False
+    """Start the next step before the host has looked at this one, for .plan files."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch", self.batch), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise DynamicConfidenceError(f"{name} {value}: expected at least 1.")
 
 
 class StepOutput(NamedTuple):
@@ -35,6 +62,8 @@ class Engine(Protocol):
 
     manifest: Manifest
     batch: int
+    backend: str
+    """What runs the network, for people: `ONNX Runtime 1.31.1, CPU`."""
 
     def __enter__(self) -> Engine: ...
 
@@ -51,19 +80,23 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(path: str | Path, *, batch: int = 1, threads: int | None = None, optimize: bool = True) -> Engine:
-    """Open the engine that runs this file; use it in a `with` block.
+def open_engine(
+    path: str | Path,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    optimize: bool = True,
+    provider: Provider = "cpu",
+    cuda: CudaBinding = "auto",
+    cuda_graphs: bool = True,
+    speculate: bool = False,
+) -> Engine:
+    """Open the engine that runs this file; use it in a `with` block. None of the options changes a result.
 
-    `threads` is the number of CPU threads (None: the backend's choice); `optimize=False` switches the backend's graph
-    optimisations off. Neither changes a result.
-
-    Raises: DynamicConfidenceError for a file of an unknown kind or a broken one, BackendMissing without its library.
+    Raises: DynamicConfidenceError for a file of an unknown kind, a broken one or an option that its engine does not
+    have, BackendMissing without the library or the device that it needs.
     """
     path = Path(path)
-    if batch < 1:
-        raise DynamicConfidenceError(f"batch {batch}: expected at least 1.")
-    if threads is not None and threads < 1:
-        raise DynamicConfidenceError(f"threads {threads}: expected at least 1.")
+    options = EngineOptions(batch, threads, optimize, provider, cuda, cuda_graphs, speculate)
     module, name = by_suffix(ENGINES, path).split(":")
-    engine = getattr(import_module(f".engines.{module}", __package__), name)
-    return engine(path, batch=batch, threads=threads, optimize=optimize)
+    return getattr(import_module(f".engines.{module}", __package__), name)(path, options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine import StepOutput
+from ..engine import EngineOptions, StepOutput
 from ..errors import BackendMissing, DynamicConfidenceError
 from ..manifest import Dim, Manifest
 from ..onnx_file import read_onnx
@@ -24,10 +24,10 @@ class OnnxRuntimeEngine:
     wrote the output), so there are two sets of state buffers and two bindings: set 0 -> 1, then 1 -> 0.
     """
 
-    def __init__(self, path: Path, *, batch: int, threads: int | None, optimize: bool) -> None:
+    def __init__(self, path: Path, options: EngineOptions) -> None:
         model, self.manifest = read_onnx(path)
-        self.batch = batch
-        session = _session(model.SerializeToString(), path, threads, optimize)
+        self.batch = batch = options.batch
+        session, self.backend = _session(model.SerializeToString(), path, options)
         _check_signature(session, self.manifest, path)
         self._session: onnxruntime.InferenceSession | None = session
         manifest = self.manifest
@@ -88,7 +88,7 @@ class OnnxRuntimeEngine:
         return binding
 
 
-def _session(content: bytes, path: Path, threads: int | None, optimize: bool) -> onnxruntime.InferenceSession:
+def _session(content: bytes, path: Path, wanted: EngineOptions) -> tuple[onnxruntime.InferenceSession, str]:
     try:
         import onnxruntime
     except ImportError as error:
@@ -97,18 +97,19 @@ def _session(content: bytes, path: Path, threads: int | None, optimize: bool) ->
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not optimize:
+    if wanted.threads is not None:
+        options.intra_op_num_threads = wanted.threads
+    if not wanted.optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         # From bytes, not from the path: a session that knows no path cannot read other files.
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise DynamicConfidenceError(
             f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}. "
             "Export the network again with `dc-export model.pt`."
         ) from error
+    return session, f"ONNX Runtime {onnxruntime.__version__}, CPU"
 
 
 def _shape(shape: tuple[Dim, ...], batch: int) -> tuple[int, ...]:

@@ -1,17 +1,14 @@
-"""Find the TensorRT that builds a plan, say what is missing, and settle the GPUs that it builds for."""
+"""Choose the TensorRT that builds a plan, and settle the GPUs that it builds for."""
 
 from __future__ import annotations
 
-import ctypes
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from ..runtime.errors import BackendMissing, DynamicConfidenceError
+from ..runtime.gpu import device_target
 from ..runtime.plan_file import CURRENT, LIBRARIES, Flavour
+from ..runtime.tensorrt_library import MODULES, load_library
 
-MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-EXTRAS: dict[Flavour, str] = {"tensorrt": "trt", "rtx": "rtx"}
-OLDEST_TENSORRT = 10
 PORTABLE = "sm80+"
 """What TensorRT-RTX builds for when no target is named: compute capability 8.0 and later."""
 
@@ -39,7 +36,7 @@ def open_backend(flavour: str = "auto", targets: tuple[str, ...] = ()) -> Backen
         raise DynamicConfidenceError(f"flavour '{flavour}': expected one of auto, {', '.join(MODULES)}.")
     here = device_target()
     chosen: Flavour = _choose(here, targets) if flavour == "auto" else flavour  # type: ignore[assignment]
-    module = load(chosen)
+    module = load_library(chosen)
     if here is None and chosen == "tensorrt":
         raise BackendMissing(
             "TensorRT needs an NVIDIA GPU and its driver to build, found none. "
@@ -67,54 +64,14 @@ def open_backend(flavour: str = "auto", targets: tuple[str, ...] = ()) -> Backen
     return Backend(chosen, module, tuple(map(str, wanted)))
 
 
-def device_target() -> str | None:
-    """Ask the driver for the compute capability of the first GPU, as `sm89`; None without a driver or a GPU."""
-    major_attribute, minor_attribute = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    for value, attribute in ((major, major_attribute), (minor, minor_attribute)):
-        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
-            return None
-    return f"sm{major.value}{minor.value}"
-
-
 def _choose(here: str | None, targets: tuple[str, ...]) -> Flavour:
     if here is None or set(targets) - {CURRENT, here}:
         return "rtx"
     try:
-        load("tensorrt")
+        load_library("tensorrt")
     except BackendMissing:
         return "rtx"
     return "tensorrt"
-
-
-def load(flavour: Flavour) -> Any:
-    """Import the bindings; tell "not installed" from "installed without its libraries" and from "too old"."""
-    name, library = MODULES[flavour], LIBRARIES[flavour]
-    command = f"`pip install 'dynamic-confidence[{EXTRAS[flavour]}]'`"
-    try:
-        module = import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise BackendMissing(f"{library} is installed without its part '{error.name}': {command}.") from error
-        jetson = " (on a Jetson it comes with JetPack)" if flavour == "tensorrt" else ""
-        raise BackendMissing(f"{library} is not installed: {command}{jetson}.") from error
-    except (ImportError, OSError) as error:
-        raise BackendMissing(
-            f"{library} has its Python bindings but not the libraries they load ({error}): {command}."
-        ) from error
-    if not hasattr(module, "Builder"):
-        raise BackendMissing(f"the module {name} found is not {library} (no Builder in it): {command}.")
-    if flavour == "tensorrt" and int(module.__version__.split(".")[0]) < OLDEST_TENSORRT:
-        raise BackendMissing(
-            f"TensorRT {module.__version__} is installed, expected {OLDEST_TENSORRT}.0 or later: {command}."
-        )
-    return module
 
 
 def _known(module: Any) -> list[str]:

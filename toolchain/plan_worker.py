@@ -13,7 +13,8 @@ import msgspec
 
 from ..runtime.errors import CheckFailed, DynamicConfidenceError
 from ..runtime.plan_file import Flavour
-from .plan_backend import PORTABLE, Backend, load
+from ..runtime.tensorrt_library import load_library
+from .plan_backend import PORTABLE, Backend
 
 Report = Callable[[str, int, int], None]
 """Is told (phase, steps done, steps) while TensorRT builds."""
@@ -66,7 +67,7 @@ def main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     try:
         content = build(
-            Backend(job.flavour, load(job.flavour), job.targets),
+            Backend(job.flavour, load_library(job.flavour), job.targets),
             sys.stdin.buffer.read(),
             source=job.source,
             name=job.name,

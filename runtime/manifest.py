@@ -16,6 +16,7 @@ FLOAT32_RANGE = 2.0**-126, 2.0**127
 """Positive float32 numbers that no device flushes to zero and no rounding takes to infinity."""
 
 Dim = int | str  # "N" is the batch, any other dimension is fixed
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,10 +179,22 @@ class Grid(_Record, frozen=True):
 
 
 class Numerics(_Record, frozen=True):
-    precision: Literal["fp32"]
+    precision: Precision
+    """Of the convolutions between spikes; image, membranes and read-out are float32 in all of them."""
     exact: bool
+    """Every uint8 input gives the same bits on every engine."""
     tf32: bool
     grids: tuple[Grid, ...]
+    """Layer by layer, the read-out last; none with fp16, whose convolutions round."""
+
+    def __post_init__(self) -> None:
+        half = self.precision == "fp16"
+        _require(not (half and self.exact), "exact true with precision fp16: expected false, its convolutions round")
+        _require(
+            bool(self.grids) != half,
+            f"{len(self.grids)} grids with precision {self.precision}: expected "
+            f"{'none' if half else 'one for each layer'}",
+        )
 
 
 class Provenance(_Record, frozen=True):

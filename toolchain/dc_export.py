@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..runtime.cli import command_errors
+from ..runtime.manifest import Precision
 
 
 @click.command()
@@ -18,6 +19,13 @@ from ..runtime.cli import command_errors
 @click.option(
     "-K", "--steps-per-call", type=int, default=1, show_default=True, help="Time steps in one call of the graph."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the convolutions between spikes: fp32 and int8 are exact, fp16 rounds.",
+)
 @click.option("--frames", is_flag=True, help="The input varies in time: [K, N, C, H, W], one frame per step.")
 @click.option("--count-spikes", is_flag=True, help="Return the spikes of each layer and step (always with qffs).")
 @click.option(
@@ -28,7 +36,12 @@ from ..runtime.cli import command_errors
 @click.option(
     "--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks, else torch's choice]"
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: MODEL_METHOD.onnx beside MODEL]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="[default: MODEL_METHOD.onnx beside MODEL; MODEL_METHOD_int8.onnx in another precision]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the export.")
 @click.version_option(package_name="dynamic-confidence")
 @command_errors
@@ -37,6 +50,7 @@ def main(
     method: str,
     steps: int | None,
     steps_per_call: int,
+    precision: Precision,
     frames: bool,
     count_spikes: bool,
     calibrate_on: Path | None,
@@ -47,12 +61,13 @@ def main(
     """Export MODEL (a model.pt with quantised activations) as one ONNX file that runs K time steps per call.
 
     Before anything is written, the graph is stepped side by side with a torch simulation and a float64 oracle: logits,
-    spikes of every layer and exit steps must be equal, bit for bit.
+    spikes of every layer and exit steps must be equal, bit for bit. In half precision every layer must add up instead.
 
     \b
     Examples:
       dc-export model.pt
       dc-export model.pt --method qffs -o net.onnx
+      dc-export model.pt --precision int8
       dc-export model.pt -T 32 -K 4 --calibrate-on data/validation
     """
     import json
@@ -71,7 +86,8 @@ def main(
 
     started = time.perf_counter()
     checkpoint = load_checkpoint(model)
-    output = output or model.with_name(f"{model.stem}_{method}.onnx")
+    suffix = "" if precision == "fp32" else f"_{precision}"
+    output = output or model.with_name(f"{model.stem}_{method}{suffix}.onnx")
     if output.suffix != ".onnx":
         raise DynamicConfidenceError(f"{output}: an exported network is named .onnx: -o {output.with_suffix('.onnx')}")
     use_threads(threads, operations_per_batch(checkpoint, CHECK_IMAGES))
@@ -82,7 +98,7 @@ def main(
         exported = export(
             checkpoint,
             sha256_of(model),
-            ExportOptions(method, steps, steps_per_call, frames, count_spikes),
+            ExportOptions(method, steps, steps_per_call, frames, count_spikes, precision),
             name=output.stem,
             calibration_set=data,
             track=lambda calls: progress(calls, "self-check", total=None),
@@ -97,22 +113,32 @@ def main(
         **describe(exported.manifest),
         "calibration": msgspec.to_builtins(calibration),
         "settles_on_the_quantised_network_after": exported.settled,
-        "self_check": {"images": exported.check.images, "spikes_equal": exported.check.spikes},
+        "self_check": msgspec.to_builtins(exported.check),
         "seconds": round(time.perf_counter() - started, 2),
     }
     if as_json:
         click.echo(json.dumps(facts))
         return
     check = exported.check
+    extent = f"{check.images} images x {check.steps} steps x {check.layers} layers ({check.spikes:,} spikes)"
     click.echo(
-        f"{output}: {len(exported.content) / 1e6:.2f} MB, {method}, T = {exported.manifest.max_steps}, "
+        f"{output}: {len(exported.content) / 1e6:.2f} MB, {method}, {precision}, T = {exported.manifest.max_steps}, "
         f"K = {steps_per_call}, {facts['seconds']:.1f} s\n"
-        f"conversion: with QFFS neurons it settles on the quantised network after {exported.settled} steps (float64)\n"
-        f"self-check: oracle, torch simulation and graph are equal on {check.images} images x {check.steps} steps x "
-        f"{check.layers} layers ({check.spikes:,} spikes)"
+        f"conversion: with QFFS neurons it settles on the quantised network after {exported.settled} steps (float64)"
     )
-    guaranteed = "for every image" if exported.manifest.numerics.exact else "for images like the calibration data"
-    click.echo(f"exact in float32 {guaranteed}: grids of 2^-{facts['coarsest_grid']} of the threshold or finer")
+    if precision == "fp16":
+        click.echo(
+            f"self-check: every membrane adds up within half precision on {extent}\n"
+            f"approximate: {100 * check.equal_labels:.1f} % of the labels and {100 * check.equal_exits:.1f} % of the "
+            "exit steps are those without rounding; another engine may round otherwise"
+        )
+    else:
+        exact = exported.manifest.numerics.exact
+        click.echo(
+            f"self-check: oracle, torch simulation and graph are equal on {extent}\n"
+            f"exact in float32 {'for every image' if exact else 'for images like the calibration data'}: grids of "
+            f"2^-{facts['coarsest_grid']} of the threshold or finer"
+        )
     if calibration.data is not None:
         click.echo(
             f"calibrated on {calibration.samples} images of {calibrate_on}: temperature {calibration.temperature:.4g}, "

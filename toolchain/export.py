@@ -15,11 +15,22 @@ from .. import __version__
 from ..calib.temperature import fit_temperature
 from ..models.checkpoint import Checkpoint
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.manifest import VERSION, Calibration, Input, Manifest, Numerics, Preprocessing, Provenance
+from ..runtime.manifest import (
+    VERSION,
+    Calibration,
+    Grid,
+    Input,
+    Manifest,
+    Numerics,
+    Precision,
+    Preprocessing,
+    Provenance,
+)
 from ..runtime.onnx_file import bytes_with_manifest, graph_sha256
 from .conversion_check import check_conversion
 from .data import normalised
 from .onnx_from_snn import SCALE_INPUT, onnx_from_snn
+from .rounding_check import rounding_check
 from .self_check import CheckReport, self_check, synthetic_pixels
 from .snap import snap
 from .snn import INPUT, Snn, default_alpha, default_steps
@@ -38,6 +49,7 @@ class ExportOptions:
     steps_per_call: int = 1
     frames: bool = False
     count_spikes: bool = False
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ def export(
     images = synthetic_pixels(converted.input_shape, count) if pixels is None else pixels[:count]
     settled = check_conversion(network, checkpoint.preprocessing, images[:2])
     # Not for the steps a last call does beyond T: nobody reads them, and the network must not depend on K.
-    snn, grids = snap(converted, steps, pixels)
+    snn, grids = snap(converted, steps, pixels, options.precision)
     graph, probed = (
         onnx_from_snn(
             snn,
@@ -117,9 +129,7 @@ def export(
         method=snn.method,
         class_names=checkpoint.class_names,
         calibration=Calibration(alpha=default_alpha(snn.method, steps), temperature=temperature),
-        numerics=Numerics(
-            precision="fp32", exact=all(grid.source == "worst case" for grid in grids), tf32=False, grids=grids
-        ),
+        numerics=_numerics(options.precision, grids),
         provenance=Provenance(
             checkpoint_sha256=checkpoint_sha256,
             graph_sha256=graph_sha256(graph.model),
@@ -127,8 +137,16 @@ def export(
             tools={"dynamic-confidence": __version__, "onnx": onnx.__version__, "torch": str(torch.__version__)},
         ),
     )
-    check = self_check(snn, graph.model, probed.model, manifest, images, track)
+    check_form = rounding_check if options.precision == "fp16" else self_check
+    check = check_form(snn, graph.model, probed.model, manifest, images, track)
     return Exported(bytes_with_manifest(graph.model, manifest), manifest, settled, check)
+
+
+def _numerics(precision: Precision, grids: tuple[Grid, ...]) -> Numerics:
+    if precision == "fp16":
+        return Numerics(precision=precision, exact=False, tf32=False, grids=())
+    exact = all(grid.source == "worst case" for grid in grids)
+    return Numerics(precision=precision, exact=exact, tf32=False, grids=grids)
 
 
 @torch.no_grad()
@@ -154,8 +172,10 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "method": manifest.method.name,
         "max_steps": manifest.max_steps,
         "steps_per_call": manifest.steps_per_call,
+        "precision": manifest.numerics.precision,
+        "exact": manifest.numerics.exact,
         "input": list(manifest.input.shape),
         "states": len(manifest.states),
-        "coarsest_grid": min(grid.exponent for grid in grids),
+        "coarsest_grid": min((grid.exponent for grid in grids), default=None),
         "measured_head_room": [grid.layer for grid in grids if grid.source == "measured"],
     }

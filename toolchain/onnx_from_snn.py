@@ -11,6 +11,7 @@ import onnx
 from ..runtime.manifest import Dim, Output, State
 from .onnx_graph import GraphBuilder
 from .onnx_neurons import if_neurons, signed_if_neurons
+from .onnx_synapses import synapse_current
 from .snn import INPUT, Layer, Pool, Shape, Snn, Synapse
 
 SCALE_INPUT = "alpha"
@@ -120,13 +121,14 @@ def _currents(call: _Call, layer: Layer, trains: dict[str, _Train]) -> list[str]
     graph, name = call.graph, layer.name
     moving = [(i, s) for i, s in enumerate(layer.synapses) if not trains[s.source].constant]
     steady = [(i, s) for i, s in enumerate(layer.synapses) if trains[s.source].constant]
-    # A bias that differs from channel to channel only, and enters in every step, rides in a convolution for free.
-    carriers = [i for i, s in steady or moving if not s.is_identity]
+    # A bias that differs from channel to channel only, and enters in every step, rides in a convolution for free; not
+    # in half precision, where it would be rounded.
+    carriers = [i for i, s in steady or moving if not s.is_identity and s.precision != "fp16"]
     rides = call.gates is None and layer.bias.shape[1:] == (1, 1) and carriers
     free = {carriers[0]: layer.bias} if rides else {}
 
     def current(synapses: list[tuple[int, Synapse]]) -> list[str]:
-        return [_synapse(graph, f"{name}/i{i}", s, trains[s.source].tensor, free.get(i)) for i, s in synapses]
+        return [synapse_current(graph, f"{name}/i{i}", s, trains[s.source].tensor, free.get(i)) for i, s in synapses]
 
     injected = current(steady)
     if not rides and np.any(layer.bias):
@@ -145,24 +147,6 @@ def _currents(call: _Call, layer: Layer, trains: dict[str, _Train]) -> list[str]
             _sum(graph, current_name, parts) or graph.constant(current_name, np.zeros((1, 1, 1, 1), np.float32))
         )
     return result
-
-
-def _synapse(graph: GraphBuilder, name: str, synapse: Synapse, source: str, bias: np.ndarray | None) -> str:
-    weight = synapse.weight.astype(np.float32)
-    if synapse.is_identity:
-        return source if weight == 1.0 else graph.add("Mul", name, source, graph.constant(f"{name}/gain", weight))
-    extra = [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
-    return graph.add(
-        "Conv",
-        name,
-        source,
-        graph.constant(f"{name}/w", weight),
-        *extra,
-        kernel_shape=list(weight.shape[2:]),
-        strides=list(synapse.stride),
-        pads=[*synapse.padding, *synapse.padding],
-        group=synapse.groups,
-    )
 
 
 def _sum(graph: GraphBuilder, name: str, terms: list[str]) -> str | None:

@@ -21,6 +21,7 @@ class GraphBuilder:
     states: list[State] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     _nodes: list[onnx.NodeProto] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
     _initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     _inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     _outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -28,6 +29,7 @@ class GraphBuilder:
     def add(self, op: str, name: str, *inputs: str, **attributes: object) -> str:
         """Add a node and return the tensor it makes, which bears the node's name."""
         self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))  # type: ignore[arg-type]
+        self._names.add(name)
         return name
 
     def split(self, name: str, tensor: str, parts: int) -> list[str]:
@@ -35,6 +37,10 @@ class GraphBuilder:
         names = [f"{name}.{part}" for part in range(parts)]
         self._nodes.append(helper.make_node("Split", [tensor], names, name=name, axis=0))
         return names
+
+    def once(self, op: str, name: str, *inputs: str, **attributes: object) -> str:
+        """As `add`, unless a node of this name is there already."""
+        return name if name in self._names else self.add(op, name, *inputs, **attributes)
 
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self._initializers:

@@ -23,13 +23,17 @@ THRESHOLDS = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was compared and found equal."""
+    """What was compared and held."""
 
     images: int
     steps: int
     layers: int
     spikes: int
-    """Spikes emitted by all neurons over all steps, every one of them equal."""
+    """Spikes emitted by all neurons over all steps."""
+    equal_labels: float = 1.0
+    """Share of the images that are answered, after T steps, as by the network without rounding."""
+    equal_exits: float = 1.0
+    """Share of the exits, at three thresholds, that come at the same step as without rounding."""
 
 
 def self_check(
@@ -53,7 +57,7 @@ def self_check(
     images = pixels.shape[-4]
     oracle = oracle_steps(snn, pixels, steps)
     simulation = simulate(simulation_from_snn(snn), pixels, steps)
-    graph, probe = _Session(deployed, manifest, pixels), _Session(probed, manifest, pixels)
+    graph, probe = GraphRun(deployed, manifest, pixels), GraphRun(probed, manifest, pixels)
     total, confidences, engine_confidences = 0, [], []
     for call in track(range(-(-steps // k))):
         results, trains = graph.call(), probe.call()
@@ -93,7 +97,7 @@ def synthetic_pixels(shape: tuple[int, int, int], images: int, seed: int = 0) ->
     return np.clip(result + generator.uniform(64, 192, (images, 1, 1, 1)), 0, 255).astype(np.uint8)
 
 
-class _Session:
+class GraphRun:
     """A plain ONNX Runtime session that carries the state in a feed; the product's engine is checked by the tests."""
 
     def __init__(self, model: onnx.ModelProto, manifest: Manifest, pixels: np.ndarray) -> None:

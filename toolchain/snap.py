@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.manifest import Grid
+from ..runtime.manifest import Grid, Precision
+from .precision import reduced
 from .simulate import simulate, simulation_from_snn
 from .snn import Layer, Pool, Snn
 
@@ -29,19 +30,25 @@ MARGIN = 2.0
 MEASURED_IMAGES = 256
 
 
-def snap(snn: Snn, steps: int, pixels: np.ndarray | None = None) -> tuple[Snn, tuple[Grid, ...]]:
+def snap(
+    snn: Snn, steps: int, pixels: np.ndarray | None = None, precision: Precision = "fp32"
+) -> tuple[Snn, tuple[Grid, ...]]:
     """Round every layer to its grid; returns the exact network and the grids, layer by layer, the read-out last.
 
         exponent = 24 - ceil(log2 bound),  weight -> round(weight * 2^exponent) / 2^exponent
 
     `steps` is the largest number of time steps the network will run; `pixels` `[image, channel, y, x]` are calibration
     images for the layers whose worst case would cost too much precision (a QCFS membrane can drift with every step).
+    `precision` rounds the weights between spikes further, to int8 or half (`precision.reduced`).
     Raises: DynamicConfidenceError for a layer with weights that are no numbers or so large that no grid is left.
     """
     largest = snn.largest_values()
     coarse = [layer.name for layer in snn.layers if _exponent(worst_case(snn, layer, steps, largest)) < FINE_ENOUGH]
     membranes = {} if pixels is None or not coarse else largest_membranes(snn, steps, pixels[:MEASURED_IMAGES])
     grids: list[Grid] = []
+
+    def rounded(layer: Layer, exponent: int) -> Layer:
+        return reduced(snn, _round(layer, exponent), exponent, precision, largest)
 
     def snapped(layer: Layer) -> Layer:
         def bound(candidate: Layer) -> float:
@@ -56,10 +63,10 @@ def snap(snn: Snn, steps: int, pixels: np.ndarray | None = None) -> tuple[Snn, t
                 "enough for exact spikes. Its weights are broken or a quantiser's scale is far too small: train again "
                 "with `dc-train`."
             )
-        result = _round(layer, exponent)
+        result = rounded(layer, exponent)
         while bound(result) > 2.0 ** (FLOAT32_BITS - exponent):  # rounding may have enlarged the weights
             exponent -= 1
-            result = _round(layer, exponent)
+            result = rounded(layer, exponent)
         grids.append(
             Grid(
                 layer=layer.name,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..runtime.manifest import Method
+from ..runtime.manifest import Method, Precision
 
 Shape = tuple[int, int, int]
 INPUT = "input"
@@ -28,6 +28,10 @@ class Synapse:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     groups: int = 1
+    precision: Precision = "fp32"
+    """What the convolution computes in."""
+    unit: np.ndarray | None = None
+    """int8: `[out]`, of which the weights are multiples in -127 … 127."""
 
     @property
     def is_identity(self) -> bool:

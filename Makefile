@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow gpu lint clean
 
 demo: $(READY)
 	$(BIN)/python -m dynamic_confidence.benchmarks.demo demo
@@ -15,6 +15,10 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with an NVIDIA GPU: its tests, parity with the CPU and latency, item by item.
+gpu: $(READY)
+	$(BIN)/python -m dynamic_confidence.benchmarks.gpu -o benchmarks/results/gpu.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ def main(model: Path, data: tuple[Path, ...], calibration: Path, limit: int | No
 
     \b
     Example:
-      python -m dynamic_confidence.benchmarks.precisions model.pt --calibration data/validation --data data/test -o record.json
+      python -m dynamic_confidence.benchmarks.precisions model.pt --calibration data/val --data data/test -o record.json
     """
     import tempfile
 

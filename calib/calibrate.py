@@ -14,6 +14,7 @@ from ..runtime.engine import Engine, open_engine
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Calibration
 from ..runtime.network_file import write_calibration
+from ..runtime.plan_file import read_plan
 from ..runtime.stepping import run_to_the_end
 from .temperature import fit_temperature
 from .thresholds import OperatingPoint, choose, descend, exact_scan, fixed_accuracy, grid_points, pareto_front
@@ -109,11 +110,12 @@ def calibrate_file(
     max_drop: float = 0.0,
     alpha: float | None = None,
     temperature: float | Literal["keep", "fit"] = "keep",
-    threads: int | None = None,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    **engine_kind: Any,
 ) -> CalibrationReport:
-    """Calibrate an exported network on the engine that will run it, and write the result into its manifest.
+    """Calibrate a network file on the engine that will run it, and write the result into its manifest.
 
+    `engine_kind` goes to `open_engine`: `provider="cuda"`, `threads=2`.
     `temperature` "keep" leaves the one fitted on the quantised network at export; "fit" fits it on the spiking
     network's logits after its last step.
     Raises: DynamicConfidenceError for fewer than 2 images, labels outside the classes, or alpha and temperature <= 0.
@@ -132,7 +134,7 @@ def calibrate_file(
             f"{data_name}: all {len(label)} images are of one class; a threshold needs images of all classes. Give the "
             "folder that holds one folder per class."
         )
-    with open_engine(path, batch=min(BATCH, len(pixels)), threads=threads) as engine:
+    with open_engine(path, batch=_batch(path, len(pixels)), **engine_kind) as engine:
         current = engine.manifest.calibration
         trace = trace_from_engine(engine, pixels, label, track)
     alpha = current.alpha if alpha is None else alpha
@@ -150,3 +152,8 @@ def calibrate_file(
     report = calibrate(trace, current, rule=rule, max_drop=max_drop, data_name=data_name)
     write_calibration(path, report.calibration)
     return report
+
+
+def _batch(path: Path, images: int) -> int:
+    """As many images at once as the network takes: a plan was built for so many at most."""
+    return min(BATCH, images, read_plan(path).engine.batch if path.suffix == ".plan" else BATCH)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from ..runtime.cli import command_errors
+from ..runtime.cli import command_errors, engine_options
 
 if TYPE_CHECKING:
     from .calibrate import CalibrationReport
@@ -31,7 +31,7 @@ ROWS = 12
 @click.option("--max-drop", type=float, default=0.0, show_default=True, help="Accuracy that may be lost, in points.")
 @click.option("--alpha", type=float, help="Divisor of the logits. [default: T (qcfs), levels of the quantiser (qffs)]")
 @click.option("--temperature", default="keep", show_default=True, help="keep, fit, or a number; multiplies alpha.")
-@click.option("--threads", type=int, help="CPU threads. [default: the backend's choice]")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the front and the choice.")
 @click.version_option(package_name="dynamic-confidence")
 @command_errors
@@ -42,10 +42,12 @@ def main(
     max_drop: float,
     alpha: float | None,
     temperature: str,
-    threads: int | None,
     as_json: bool,
+    **engine_kind: Any,
 ) -> None:
-    """Calibrate NETWORK (.onnx): run it on labelled images and choose when to stop.
+    """Calibrate NETWORK (.onnx or .plan): run it on labelled images and choose when to stop.
+
+    Run it on what will run it later: with a .plan, on the device it was built for.
 
     The threshold taken is the one with the fewest mean time steps that loses no accuracy against running all of them
     (or at most --max-drop). It is fitted to DATA: report accuracies on other images only, never on these.
@@ -55,6 +57,7 @@ def main(
       dc-calibrate net.onnx --data data/validation
       dc-calibrate net.onnx --data data/validation --rule grid --max-drop 0.5
       dc-calibrate net.onnx --data validation.npz --json
+      dc-calibrate net.plan --data data/validation
     """
     import json
 
@@ -84,8 +87,8 @@ def main(
         max_drop=max_drop / 100,
         alpha=alpha,
         temperature=chosen_temperature,
-        threads=threads,
         track=lambda starts: progress(starts, "tracing"),
+        **engine_kind,
     )
     if as_json:
         click.echo(json.dumps(_plain(report)))

@@ -12,6 +12,9 @@ import click
 
 from .errors import DynamicConfidenceError
 
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+CUDA_BINDINGS = ("auto", "bindings", "pycuda")
+"""As in `runtime.engine.EngineOptions`, which --help must not import."""
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -47,6 +50,44 @@ def command_errors(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(INTERNAL_ERROR)
 
     return wrapper
+
+
+def engine_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options that say how an engine is opened; the command takes them as `**engine`, for `open_engine`."""
+    for option in reversed(
+        (
+            click.option("--threads", type=int, help="CPU threads, for .onnx. [default: the backend's choice]"),
+            click.option(
+                "--provider",
+                type=click.Choice(PROVIDERS),
+                default="cpu",
+                show_default=True,
+                help="What ONNX Runtime runs a .onnx on; one that cannot is an error, never another one instead.",
+            ),
+            click.option(
+                "--cuda",
+                type=click.Choice(CUDA_BINDINGS),
+                default="auto",
+                show_default=True,
+                help="Python package that speaks to CUDA, for .plan: cuda-bindings or pycuda.",
+            ),
+            click.option(
+                "--cuda-graph/--no-cuda-graph",
+                "cuda_graphs",
+                default=True,
+                show_default=True,
+                help="Replay each step as a CUDA graph, for .plan.",
+            ),
+            click.option(
+                "--speculate/--no-speculate",
+                default=False,
+                show_default=True,
+                help="Start the next step before this one's confidence is looked at, for .plan.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .cli import command_errors
+from .cli import command_errors, engine_options
 
 
 @click.command()
-@click.option("--engine", "engine_path", type=click.Path(path_type=Path), help="Exported network (.onnx).  [required]")
+@click.option("--engine", "engine_path", type=click.Path(path_type=Path), help="Network: .onnx or .plan.  [required]")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--threshold", type=float, help="Confidence th_c that stops an input; 1 never does. [default: calibrated]"
@@ -18,7 +19,7 @@ from .cli import command_errors
 @click.option("--steps", type=int, help="Largest number of time steps T. [default: as exported]")
 @click.option("--deadline-ms", type=float, help="An anytime answer: start no call that would end later than this.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Inputs that run together.")
-@click.option("--threads", type=int, help="CPU threads. [default: the backend's choice]")
+@engine_options
 @click.option(
     "--frames",
     is_flag=True,
@@ -35,10 +36,10 @@ def main(
     steps: int | None,
     deadline_ms: float | None,
     batch: int,
-    threads: int | None,
     frames: bool,
     rows: int,
     as_json: bool,
+    **engine_kind: Any,
 ) -> None:
     """Answer INPUTS (image files, folders, .npy or .npz) with an exported spiking network.
 
@@ -52,6 +53,8 @@ def main(
       dc-run --engine net.onnx test/ --json > answers.jsonl
       dc-run --engine net.onnx cat.png --deadline-ms 5
       dc-run --engine net.onnx gesture.npy --frames
+      dc-run --engine net.onnx cat.png --provider cuda
+      dc-run --engine net.plan cat.png
     """
     from .engine import ENGINES, open_engine
     from .errors import DynamicConfidenceError
@@ -62,9 +65,9 @@ def main(
     if engine_path is None:
         network = next((path for path in inputs if path.suffix in ENGINES), "net.onnx")
         raise DynamicConfidenceError(f"which network? Name it with --engine {network}.")
-    with open_engine(engine_path, batch=batch, threads=threads) as engine:
+    with open_engine(engine_path, batch=batch, **engine_kind) as engine:
         policy = policy_from_manifest(engine.manifest, threshold=threshold, max_steps=steps, deadline_ms=deadline_ms)
         answered = records(engine, inputs, policy, frames=frames)
-        failed = print_json(answered) if as_json else print_table(answered, engine.manifest, policy, rows)
+        failed = print_json(answered) if as_json else print_table(answered, engine, policy, rows)
     if failed:
         raise SystemExit(2)

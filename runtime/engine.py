@@ -14,7 +14,7 @@ from .errors import DynamicConfidenceError
 from .manifest import Manifest
 from .network_file import by_suffix
 
-ENGINES = {".onnx": "onnxruntime:OnnxRuntimeEngine"}
+ENGINES = {".onnx": "onnxruntime:OnnxRuntimeEngine", ".plan": "tensorrt:TensorRTEngine"}
 """Suffix of a network file -> `module:Class` in `runtime/engines/`, imported when such a file is opened."""
 Provider = Literal["cpu", "cuda", "tensorrt"]
 CudaBinding = Literal["auto", "bindings", "pycuda"]

@@ -21,6 +21,8 @@ MAGIC: dict[bytes, Flavour] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 _VERSION_AT = slice(24, 28)
 CURRENT = "current"
 """The target that stands for the GPU of this machine."""
+PORTABLE = "sm80+"
+"""Target of a plan of TensorRT-RTX for compute capability 8.0 and later: what it builds when none is named."""
 
 
 class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,23 +82,25 @@ def read_plan(path: Path) -> PlanInfo:
     command that builds the plan again.
     """
     sidecar = sidecar_path(path)
-    content = _read(path, _rebuild(path, None))
+    content = _read(path, rebuild_command(path, None))
     header = plan_header(content)
     if header is None and not sidecar.exists():
         raise _no_plan(path, content, None)
-    text = _read(sidecar, _rebuild(path, None), " It belongs to the plan: move both together, or build them again with")
+    text = _read(
+        sidecar, rebuild_command(path, None), " It belongs to the plan: move both together, or build them again with"
+    )
     manifest, engine = _decode(path, text)
     if header is None:
         raise _no_plan(path, content, engine)
     if header != (engine.flavour, engine.version):
         raise DynamicConfidenceError(
             f"{path}: was built by {LIBRARIES[header.flavour]} {header.version}, but {sidecar.name} describes a plan "
-            f"of {LIBRARIES[engine.flavour]} {engine.version}. Build both again with `{_rebuild(path, engine)}`."
+            f"of {LIBRARIES[engine.flavour]} {engine.version}. Build both again with `{rebuild_command(path, engine)}`."
         )
     if hashlib.sha256(content).hexdigest() != engine.plan_sha256:
         raise DynamicConfidenceError(
             f"{path}: its {len(content)} bytes are not the plan that {sidecar.name} describes (engine.plan_sha256 "
-            f"differs). Copy both again, or build them again with `{_rebuild(path, engine)}`."
+            f"differs). Copy both again, or build them again with `{rebuild_command(path, engine)}`."
         )
     return PlanInfo(manifest, engine, content)
 
@@ -123,13 +127,14 @@ def _decode(path: Path, text: bytes) -> tuple[Manifest, EngineIdentity]:
     if len(text) > SIZE_LIMIT:
         raise DynamicConfidenceError(
             f"{sidecar}: more than {SIZE_LIMIT} bytes, no sidecar of a plan. "
-            f"Build it again with `{_rebuild(path, None)}`."
+            f"Build it again with `{rebuild_command(path, None)}`."
         )
     try:
         decoded = decode_whole(text, Sidecar)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DynamicConfidenceError(
-            f"{sidecar}: not a sidecar this version understands: {error}. Build it again with `{_rebuild(path, None)}`."
+            f"{sidecar}: not a sidecar this version understands: {error}. "
+            f"Build it again with `{rebuild_command(path, None)}`."
         ) from error
     return decoded.manifest, decoded.engine
 
@@ -150,11 +155,11 @@ def _no_plan(path: Path, content: bytes, engine: EngineIdentity | None) -> Dynam
         got += f" and ends after {len(content)} bytes"
     return DynamicConfidenceError(
         f"{path}: {got}, expected a plan of TensorRT (b'ftrt') or TensorRT-RTX (b'vtrt'). "
-        f"Build it again with `{_rebuild(path, engine)}`."
+        f"Build it again with `{rebuild_command(path, engine)}`."
     )
 
 
-def _rebuild(path: Path, engine: EngineIdentity | None) -> str:
+def rebuild_command(path: Path, engine: EngineIdentity | None) -> str:
     """The command that makes this plan again, exact as far as its sidecar is known."""
     force = ["--force"] if path.exists() or sidecar_path(path).exists() else []
     if engine is None:

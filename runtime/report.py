@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import click
 
 from .cli import progress
-from .manifest import Manifest
+from .engine import Engine
 from .run import Record
 from .stepping import ExitPolicy
 
@@ -23,7 +23,7 @@ def print_json(records: Iterable[Record]) -> int:
     return failed
 
 
-def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolicy, rows: int) -> int:
+def print_table(records: Iterable[Record], engine: Engine, policy: ExitPolicy, rows: int) -> int:
     """Print the first `rows` answers, every failure, and a summary; return how many inputs failed."""
     from rich.console import Console
     from rich.table import Table
@@ -55,7 +55,7 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
         if len(answered) > rows:
             say(f"… and {len(answered) - rows} more (--rows {len(answered)} or --json shows them)")
     if answered:
-        say(_summary(answered, policy, seconds))
+        say(f"{_summary(answered, policy, seconds)}, on {engine.backend}")
     late = [record["ms"] for record in answered if record.get("late")]
     if late:
         say(
@@ -63,9 +63,9 @@ def print_table(records: Iterable[Record], manifest: Manifest, policy: ExitPolic
             f"(longest: {max(late):.2f} ms): "
             "a call runs to its end. Use --batch 1, fewer steps per call (`dc-export -K`) or a smaller network."
         )
-    if answered and policy.threshold >= 1.0 and manifest.calibration.data is None:
+    if answered and policy.threshold >= 1.0 and engine.manifest.calibration.data is None:
         say(
-            f"{manifest.name} is not calibrated: its inputs run all their steps. `dc-calibrate` finds the "
+            f"{engine.manifest.name} is not calibrated: its inputs run all their steps. `dc-calibrate` finds the "
             "threshold, or pass --threshold."
         )
     return failed

@@ -1,7 +1,8 @@
-"""Import TensorRT or TensorRT-RTX, or say what is missing."""
+"""Import TensorRT or TensorRT-RTX, or say what is missing; and hear what it logs."""
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -35,3 +36,26 @@ def load_library(flavour: Flavour) -> Any:
             f"TensorRT {module.__version__} is installed, expected {OLDEST_TENSORRT}.0 or later: {command}."
         )
     return module
+
+
+@cache
+def logger(trt: Any) -> Any:
+    """The one logger of this process: TensorRT keeps the first it is given and ignores all others.
+
+    Its `errors` are what was logged as an error since the list was cleared.
+    """
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(one_line(message))
+
+    return Logger()
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -11,6 +11,7 @@ import torch
 from support import SHARED, random_checkpoint
 
 from dynamic_confidence.models.checkpoint import Checkpoint, save_checkpoint, sha256_of
+from dynamic_confidence.runtime.gpu import device_target
 from dynamic_confidence.runtime.manifest import Preprocessing
 from dynamic_confidence.toolchain.export import ExportOptions, export
 
@@ -80,3 +81,11 @@ def lossless(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
     """500 CIFAR-10 test images with their original pixels, uint8 `[500, 3, 32, 32]`, and labels."""
     with np.load(shared_data / "cifar10_test_even_lossless500.npz") as archive:
         return np.ascontiguousarray(archive["image"].transpose(0, 3, 1, 2)), archive["label"].astype(np.int64)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, and say so."""
+    if device_target() is None:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU and its driver, found none"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..runtime.cli import command_errors
+from ..runtime.manifest import Precision
 
 
 @click.command()
@@ -26,12 +27,31 @@ from ..runtime.cli import command_errors
     "[default: current (tensorrt), sm80+ (rtx): compute capability 8.0 and later]",
 )
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Largest number of inputs a call.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Refuse a NETWORK of another one; it is chosen by `dc-export --precision`. [default: as exported]",
+)
+@click.option(
+    "--timing-cache/--no-timing-cache",
+    default=True,
+    show_default=True,
+    help="Keep TensorRT's timings of kernels in the user's cache folder for the next build (rtx has none).",
+)
 @click.option("--force", is_flag=True, help="Replace an existing plan, and the calibration in its sidecar.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the plan.")
 @click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(
-    network: Path, output: Path | None, flavour: str, targets: str | None, batch: int, force: bool, as_json: bool
+    network: Path,
+    output: Path | None,
+    flavour: str,
+    targets: str | None,
+    batch: int,
+    precision: Precision | None,
+    timing_cache: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Build a plan from NETWORK (a .onnx of dc-export) and write it with <plan>.json, its manifest.
 
@@ -43,6 +63,7 @@ def main(
       dc-build net.onnx
       dc-build net.onnx -o net.plan --flavour rtx --target sm86,sm89
       dc-build net.onnx --target current --batch 16 --force
+      dc-build net_int8.onnx --precision int8
     """
     import json
     import time
@@ -67,14 +88,26 @@ def main(
     names = tuple(name.strip().lower() for name in targets.split(",") if name.strip()) if targets else ()
     # The inner file is moved into place first, so the sidecar comes last. Should that fail, its hash is not the plan's.
     with atomic_path(sidecar) as sidecar_part, atomic_path(output) as part, _Bars() as report:
-        plan = plan_from_onnx(network, flavour=flavour, targets=names, batch=batch, report=report)
+        plan = plan_from_onnx(
+            network,
+            flavour=flavour,
+            targets=names,
+            batch=batch,
+            precision=precision,
+            timing_cache=timing_cache,
+            report=report,
+        )
         part.write_bytes(plan.content)
         sidecar_part.write_bytes(json_from_sidecar(plan.sidecar))
-    engine = plan.sidecar.engine
+    for note in plan.notes:
+        click.echo(f"Note: {note}", err=True)
+    engine, precision = plan.sidecar.engine, plan.sidecar.manifest.numerics.precision
     facts = {
         "output": str(output),
         "sidecar": str(sidecar),
         "bytes": len(plan.content),
+        "layers": plan.layers,
+        "precision": precision,
         "engine": msgspec.to_builtins(engine),
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -82,7 +115,7 @@ def main(
         click.echo(json.dumps(facts))
         return
     click.echo(
-        f"{output}: {len(plan.content) / 1e6:.2f} MB, {LIBRARIES[engine.flavour]} {engine.version} for "
+        f"{output}: {len(plan.content) / 1e6:.2f} MB, {precision}, {LIBRARIES[engine.flavour]} {engine.version} for "
         f"{', '.join(engine.targets)}, batch {batch} at most, {facts['seconds']:.1f} s\n"
         f"{sidecar}: its manifest; keep both together"
     )

@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 
 from ..runtime.errors import BackendMissing, DynamicConfidenceError
 from ..runtime.gpu import device_target
-from ..runtime.plan_file import CURRENT, LIBRARIES, Flavour
+from ..runtime.plan_file import CURRENT, LIBRARIES, PORTABLE, Flavour
 from ..runtime.tensorrt_library import MODULES, load_library
-
-PORTABLE = "sm80+"
-"""What TensorRT-RTX builds for when no target is named: compute capability 8.0 and later."""
 
 
 class Backend(NamedTuple):

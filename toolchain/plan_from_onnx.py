@@ -14,11 +14,14 @@ from typing import NamedTuple
 import msgspec
 
 from ..runtime.errors import BackendMissing, CheckFailed, DynamicConfidenceError
-from ..runtime.manifest import Dim, Manifest
+from ..runtime.manifest import Manifest, Precision
 from ..runtime.onnx_file import read_onnx
 from ..runtime.plan_file import EngineIdentity, Sidecar, plan_header
+from ..runtime.signature import signature_of_manifest
+from ..runtime.tensorrt_library import one_line
 from .plan_backend import Backend, open_backend
-from .plan_worker import Answer, Failure, Job, Progress, Report, Signature, one_line
+from .plan_worker import Answer, Built, Failure, Job, Progress, Report
+from .timing_cache import read_timings, timing_cache_path, write_timings
 
 LARGEST_BATCH = 2**31 - 1
 STDERR_SHOWN = 300
@@ -30,6 +33,10 @@ ERRORS = {kind.exit_code: kind for kind in (CheckFailed, DynamicConfidenceError,
 class Plan(NamedTuple):
     content: bytes
     sidecar: Sidecar
+    layers: int
+    """Of the network as TensorRT's parser made it from the graph."""
+    notes: tuple[str, ...]
+    """What went otherwise than it should and changes nothing in the plan: sentences about the timing cache."""
 
 
 def plan_from_onnx(
@@ -38,13 +45,16 @@ def plan_from_onnx(
     flavour: str = "auto",
     targets: tuple[str, ...] = (),
     batch: int = 1,
+    precision: Precision | None = None,
+    timing_cache: bool = True,
     report: Report = lambda phase, done, total: None,
 ) -> Plan:
-    """Build a plan for `batch` inputs at most; TensorRT-RTX needs no GPU for that. Nothing is written.
+    """Build a plan for `batch` inputs at most; TensorRT-RTX needs no GPU for that. The plan is not written.
 
     `flavour` is tensorrt, rtx or auto; `targets` are compute capabilities such as `sm89` (`plan_backend.open_backend`
-    has the defaults). From the same network TensorRT-RTX builds the same bytes usually, not always
-    (docs/adr/0005-plans.md).
+    has the defaults). A plan has the precision of its graph; `precision` says which that must be. `timing_cache` keeps
+    TensorRT's timings of kernels in the user's cache folder; TensorRT-RTX measures none. From the same network it
+    builds the same bytes usually, not always (docs/adr/0005-plans.md).
     Raises: DynamicConfidenceError for a file that is no exported network or that TensorRT refuses, BackendMissing
     without the library or the GPU it needs, CheckFailed when the parsed network is not the one the manifest describes.
     """
@@ -53,6 +63,11 @@ def plan_from_onnx(
     if not 1 <= batch <= LARGEST_BATCH:
         raise DynamicConfidenceError(f"batch {batch}: expected 1 to {LARGEST_BATCH}.")
     model, manifest = read_onnx(path)
+    if precision not in (None, manifest.numerics.precision):
+        raise DynamicConfidenceError(
+            f"{path}: was exported in {manifest.numerics.precision}, expected {precision}. A plan has the precision of "
+            f"its graph: export it again with `dc-export model.pt --precision {precision}`, or leave --precision out."
+        )
     source_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:  # before the parser, which takes even an empty file for a network
         onnx.checker.check_model(model, full_check=True)
@@ -61,15 +76,21 @@ def plan_from_onnx(
             f"{path}: not a valid ONNX graph ({one_line(str(error))}). Export it again with `dc-export model.pt`."
         ) from error
     backend = open_backend(flavour, targets)
+    cache = None
+    if timing_cache and backend.flavour == "tensorrt":
+        cache = timing_cache_path(backend.module.__version__, *backend.targets)
+    timings, said = (None, "") if cache is None else read_timings(cache)
     job = Job(
         flavour=backend.flavour,
         targets=backend.targets,
         source=str(path),
         name=_name(manifest),
         batch=batch,
-        expected=signature_of(manifest),
+        expected=signature_of_manifest(manifest),
+        timings=timings,
     )
-    content = _build_alone(backend, job, model.SerializeToString(deterministic=True), report)
+    built = _build_alone(backend, job, model.SerializeToString(deterministic=True), report)
+    content = built.plan
     header = plan_header(content)
     if header is None or header.flavour != backend.flavour:
         raise CheckFailed(
@@ -85,10 +106,13 @@ def plan_from_onnx(
         onnx_sha256=source_sha256,
         plan_sha256=hashlib.sha256(content).hexdigest(),
     )
-    return Plan(content, Sidecar(manifest, engine))
+    notes = [said, built.note]
+    if cache is not None and built.timings is not None:
+        notes.append(write_timings(cache, built.timings))
+    return Plan(content, Sidecar(manifest, engine), built.layers, tuple(filter(None, notes)))
 
 
-def _build_alone(backend: Backend, job: Job, content: bytes, report: Report) -> bytes:
+def _build_alone(backend: Backend, job: Job, content: bytes, report: Report) -> Built:
     """Build in a fresh process, `plan_worker`.
 
     TensorRT orders parts of a plan by address, so its bytes depend on all that the process did before (measured: the
@@ -105,23 +129,23 @@ def _build_alone(backend: Backend, job: Job, content: bytes, report: Report) -> 
         ) as process,
     ):
         try:
-            plan = _converse(process, job, content, report)
+            built = _converse(process, job, content, report)
         except BaseException:
             process.kill()
             raise
         process.wait()
-        if plan is None:
+        if built is None:
             stderr.seek(0)
             said = one_line(stderr.read().decode(errors="replace"))[-STDERR_SHOWN:] or "it said nothing"
             raise CheckFailed(
                 f"{job.source}: {backend} ended with code {process.returncode} in the middle of the build ({said}). "
                 "Nothing was written. Try another release of it."
             )
-    return plan
+    return built
 
 
-def _converse(process: subprocess.Popen[bytes], job: Job, content: bytes, report: Report) -> bytes | None:
-    """Send the job, hand progress on, return the plan; None when the process ended without an answer.
+def _converse(process: subprocess.Popen[bytes], job: Job, content: bytes, report: Report) -> Built | None:
+    """Send the job, hand progress on, return what was built; None when the process ended without an answer.
 
     Raises: the worker's error, as what it was.
     """
@@ -140,21 +164,9 @@ def _converse(process: subprocess.Popen[bytes], job: Job, content: bytes, report
             raise ERRORS[answer.exit_code](answer.message)
         else:
             plan = process.stdout.read(answer.size)
-            return plan if len(plan) == answer.size else None
+            built = Built(plan, answer.layers, answer.timings, answer.note)
+            return built if len(plan) == answer.size else None
     return None
-
-
-def signature_of(manifest: Manifest) -> tuple[Signature, Signature]:
-    """Inputs and outputs of the network that the manifest describes."""
-
-    def entry(dtype: str, shape: tuple[Dim, ...]) -> tuple[str, tuple[int, ...]]:
-        return dtype, tuple(dim if isinstance(dim, int) else -1 for dim in shape)
-
-    image = {manifest.input.name: entry(manifest.input.dtype, manifest.input.shape)}
-    before = {state.input: entry(state.dtype, state.shape) for state in manifest.states}
-    after = {state.output: entry(state.dtype, state.shape) for state in manifest.states}
-    answers = {output.name: entry(output.dtype, output.shape) for output in manifest.outputs}
-    return {**image, manifest.scale_input: entry("float32", ()), **before}, {**after, **answers}
 
 
 def _name(manifest: Manifest) -> str:

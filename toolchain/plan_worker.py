@@ -6,20 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from ..runtime.errors import CheckFailed, DynamicConfidenceError
-from ..runtime.plan_file import Flavour
-from ..runtime.tensorrt_library import load_library
-from .plan_backend import PORTABLE, Backend
+from ..runtime.plan_file import PORTABLE, Flavour
+from ..runtime.signature import TENSORRT_DTYPES, Signature, Tensor
+from ..runtime.tensorrt_library import load_library, logger, one_line
+from .plan_backend import Backend
 
 Report = Callable[[str, int, int], None]
 """Is told (phase, steps done, steps) while TensorRT builds."""
-Signature = dict[str, tuple[str, tuple[int, ...]]]
-"""Tensor name -> (dtype, shape), a dynamic dimension being -1."""
 SHOWN_ERRORS = 3
 
 
@@ -31,7 +29,9 @@ class Job(msgspec.Struct):
     source: str
     name: str
     batch: int
-    expected: tuple[Signature, Signature]
+    expected: Signature
+    timings: bytes | None = None
+    """Of kernels in earlier builds, perhaps none yet; None: this build keeps none."""
 
 
 class Progress(msgspec.Struct, tag=True):
@@ -49,9 +49,20 @@ class Success(msgspec.Struct, tag=True):
     """The last line on stdout; the plan, of this size, follows."""
 
     size: int
+    layers: int
+    timings: bytes | None
+    note: str
 
 
 Answer = Progress | Failure | Success
+
+
+class Built(NamedTuple):
+    plan: bytes
+    layers: int
+    """Of the network as it was parsed; the builder fuses many of them."""
+    timings: bytes | None = None
+    note: str = ""
 
 
 def main() -> None:
@@ -66,19 +77,20 @@ def main() -> None:
 
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     try:
-        content = build(
+        built = build(
             Backend(job.flavour, load_library(job.flavour), job.targets),
             sys.stdin.buffer.read(),
             source=job.source,
             name=job.name,
             batch=job.batch,
             expected=job.expected,
+            timings=job.timings,
             report=lambda *event: send(Progress(*event)),
         )
     except DynamicConfidenceError as error:
         send(Failure(str(error), error.exit_code))
     else:
-        send(Success(len(content)), content)
+        send(Success(len(built.plan), built.layers, built.timings, built.note), built.plan)
 
 
 def build(
@@ -88,12 +100,14 @@ def build(
     source: str,
     name: str,
     batch: int = 1,
-    expected: tuple[Signature, Signature] | None = None,
+    expected: Signature | None = None,
+    timings: bytes | None = None,
     report: Report = lambda phase, done, total: None,
-) -> bytes:
+) -> Built:
     """Parse the bytes of an ONNX file and build the network: strongly typed, float32 without TF32.
 
-    `expected` are the inputs and outputs that it must have.
+    `expected` are the inputs and outputs that it must have, `timings` those of kernels in earlier builds (`b""`: none
+    yet; None: none are kept).
     Raises: DynamicConfidenceError with the parser's or the builder's reasons, CheckFailed for another network.
     """
     trt, log = backend.module, logger(backend.module)
@@ -118,6 +132,7 @@ def build(
     config = builder.create_builder_config()
     _configure(trt, config, backend.targets)
     _add_profile(builder, config, network, batch)
+    cache, note = (None, "") if timings is None else _attach_timings(config, timings)
     config.progress_monitor = watcher = monitor(trt, report)  # must outlive the build
     plan = builder.build_serialized_network(network, config)
     if plan is None or watcher.cancelled:
@@ -126,7 +141,7 @@ def build(
             f"{source}: {backend} cannot build it for {', '.join(backend.targets)} ({reason}). "
             "Choose another --target or a smaller --batch."
         )
-    return bytes(plan)
+    return Built(bytes(plan), network.num_layers, None if cache is None else bytes(cache.serialize()), note)
 
 
 def _configure(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
@@ -134,6 +149,7 @@ def _configure(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
     if tf32 is not None:  # on by default, and it would round the sums that are exact in float32
         config.clear_flag(tf32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.max_aux_streams = 0  # a step is one stream, which the runtime captures
     if not hasattr(config, "num_compute_capabilities"):
         return  # TensorRT builds for the GPU of this machine
     capabilities = [getattr(trt.ComputeCapability, name.upper()) for name in targets if name != PORTABLE]
@@ -141,6 +157,17 @@ def _configure(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             config.set_compute_capability(capability, index)
+
+
+def _attach_timings(config: Any, timings: bytes) -> tuple[Any, str]:
+    """Let the builder use and extend the timings; those of another GPU it refuses, then it starts with none."""
+    cache = config.create_timing_cache(timings)
+    if cache is not None and config.set_timing_cache(cache, False):
+        return cache, ""
+    cache = config.create_timing_cache(b"")
+    if cache is not None and config.set_timing_cache(cache, False):
+        return cache, "the timing cache is another GPU's or library's: this build starts a new one."
+    return None, "TensorRT takes no timing cache: this build measures every kernel and keeps none."
 
 
 def _add_profile(builder: Any, config: Any, network: Any, batch: int) -> None:
@@ -156,27 +183,22 @@ def _add_profile(builder: Any, config: Any, network: Any, batch: int) -> None:
         config.add_optimization_profile(profile)
 
 
-def _check_signature(network: Any, expected: tuple[Signature, Signature], source: str) -> None:
+def _check_signature(network: Any, expected: Signature, source: str) -> None:
     """Compare the parsed network with the manifest; the runtime feeds and reads by the manifest alone."""
-    dtypes = {"FLOAT": "float32", "UINT8": "uint8", "INT64": "int64"}
 
-    def signature(get: Callable[[int], Any], count: int) -> Signature:
-        tensors = map(get, range(count))
-        return {t.name: (str(dtypes.get(t.dtype.name, t.dtype.name)), tuple(t.shape)) for t in tensors}
+    def tensor(mode: Literal["input", "output"], parsed: Any) -> Tensor:
+        dtype = parsed.dtype.name
+        return Tensor(mode, str(TENSORRT_DTYPES.get(dtype, dtype)), tuple(parsed.shape))
 
-    inputs = signature(network.get_input, network.num_inputs)
-    outputs = signature(network.get_output, network.num_outputs)
-    for kind, found, wanted in zip(("input", "output"), (inputs, outputs), expected, strict=True):
-        for tensor in sorted(found.keys() | wanted.keys()):
-            if found.get(tensor) != wanted.get(tensor):
-                raise CheckFailed(
-                    f"{source}: {kind} {tensor} of the parsed network is {_show(found.get(tensor))}, the manifest says "
-                    f"{_show(wanted.get(tensor))}. Nothing was written. Export it again with `dc-export model.pt`."
-                )
-
-
-def _show(entry: tuple[str, tuple[int, ...]] | None) -> str:
-    return "missing" if entry is None else f"{entry[0]} {list(entry[1])}"
+    inputs = map(network.get_input, range(network.num_inputs))
+    outputs = map(network.get_output, range(network.num_outputs))
+    found = {t.name: tensor("input", t) for t in inputs} | {t.name: tensor("output", t) for t in outputs}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckFailed(
+                f"{source}: tensor '{name}' of the parsed network is {found.get(name, 'missing')}, its manifest says "
+                f"{expected.get(name, 'missing')}. Nothing was written. Export it again with `dc-export model.pt`."
+            )
 
 
 def _parser_errors(parser: Any) -> str:
@@ -190,26 +212,6 @@ def _reason(description: str) -> str:
     """The parser describes an operator that it does not know as "false"."""
     text = one_line(description)
     return "not supported" if text == "false" else text
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
-
-
-@cache
-def logger(trt: Any) -> Any:
-    """The one logger of this process: TensorRT keeps the first it is given and ignores all others."""
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(one_line(message))
-
-    return Logger()
 
 
 def monitor(trt: Any, report: Report) -> Any:

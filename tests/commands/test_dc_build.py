@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx import TensorProto, helper
 
-from dynamic_confidence.runtime.onnx_file import read_onnx
+from dynamic_confidence.runtime import onnx_file
+from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, graph_sha256, read_onnx
 from dynamic_confidence.runtime.plan_file import read_plan
 from dynamic_confidence.toolchain import plan_from_onnx as plan_module
 from dynamic_confidence.toolchain.dc_build import main
@@ -59,7 +67,7 @@ def test_a_plan_and_its_sidecar(network: Path):
     assert info.manifest == read_onnx(network)[1]
     assert (info.engine.targets, info.engine.batch) == (("sm86", "sm89"), 4)
     assert f"{plan}: " in result.stdout
-    assert f"TensorRT-RTX {info.engine.version} for sm86, sm89, batch 4 at most" in result.stdout
+    assert f"MB, fp32, TensorRT-RTX {info.engine.version} for sm86, sm89, batch 4 at most" in result.stdout
     assert set(contents(network.parent)) == {"net.onnx", "net.plan", "net.plan.json"}
 
 
@@ -79,8 +87,42 @@ def test_json_and_files_that_are_alike_twice(network: Path):
     assert facts["output"] == str(network.with_name("net.plan"))
     assert facts["bytes"] == len(files["net.plan"])
     assert facts["engine"] == json.loads(files["net.plan.json"])["engine"]
+    assert facts["precision"] == "fp32"
+    assert facts["layers"] > 50
     assert run(network, "--target", "sm120", "--force").exit_code == 0
     assert alike(contents(network.parent)) == alike(files)
+
+
+@needs_rtx
+def test_notes_go_to_stderr(network: Path, monkeypatch: pytest.MonkeyPatch):
+    build, options = plan_module.plan_from_onnx, {}
+
+    def with_a_note(path: Path, **given: object) -> plan_module.Plan:
+        options.update(given)
+        return build(path, **given)._replace(notes=("the timing cache is not what it was.",))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plan_module, "plan_from_onnx", with_a_note)
+    result = run(network, "--json", "--no-timing-cache")
+    assert (result.exit_code, result.stderr) == (0, "Note: the timing cache is not what it was.\n")
+    assert json.loads(result.stdout)["precision"] == "fp32"
+    assert options["timing_cache"] is False
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_the_precision_is_the_graphs(exported: Callable[..., Path], tmp_path: Path, precision: str):
+    network = tmp_path / "net.onnx"
+    network.write_bytes(exported(precision=precision).read_bytes())
+    refused(
+        run(network, "--precision", "fp32"),
+        f"net.onnx: was exported in {precision}, expected fp32. A plan has the precision of its graph: export it again "
+        "with `dc-export model.pt --precision fp32`, or leave --precision out.",
+    )
+    assert set(contents(tmp_path)) == {"net.onnx"}
+    result = run(network, "--precision", precision)
+    assert result.exit_code == 0, result.output
+    assert f"MB, {precision}, TensorRT-RTX" in result.stdout
+    assert read_plan(tmp_path / "net.plan").manifest.numerics.precision == precision
 
 
 @needs_rtx
@@ -103,16 +145,26 @@ def test_an_existing_file_needs_force(network: Path, name: str):
     assert network.with_name(name).read_bytes() == OLDER[name]
 
 
+def plain_network() -> bytes:
+    """A valid ONNX file of someone else: no manifest, no states."""
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 4)) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "plain", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (plain_network(), "an ONNX file with 0 manifests where one is expected"),
         (b"", "an ONNX file with 0 manifests where one is expected"),
         (bytes(64), "not a complete ONNX file (64 bytes)"),
         (b"hello world", "not a complete ONNX file (11 bytes)"),
         (onnx.ModelProto(ir_version=8).SerializeToString(), "an ONNX file with 0 manifests where one is expected"),
         (None, "no such file. Make one with `dc-export model.pt -o net.onnx`"),
     ],
-    ids=["empty", "zeros", "junk", "no manifest", "missing"],
+    ids=["plain", "empty", "zeros", "junk", "no manifest", "missing"],
 )
 @pytest.mark.parametrize("older", [{}, OLDER], ids=["fresh", "older"])
 def test_a_file_that_is_no_network(tmp_path: Path, content: bytes | None, message: str, older: dict[str, bytes]):
@@ -121,6 +173,34 @@ def test_a_file_that_is_no_network(tmp_path: Path, content: bytes | None, messag
         (tmp_path / name).write_bytes(data)
     refused(run(tmp_path / "net.onnx", "--force"), f"net.onnx: {message}")
     assert contents(tmp_path) == files
+
+
+def with_operator(network: Path, operator: str) -> None:
+    """Let the graph compute its confidence with another operator; the manifest describes that graph."""
+    model, manifest = read_onnx(network)
+    node = next(node for node in model.graph.node if "confidence" in node.output)
+    node.output[0] = "before"
+    model.graph.node.append(helper.make_node(operator, ["before"], ["confidence"], name="the node"))
+    provenance = msgspec.structs.replace(manifest.provenance, graph_sha256=graph_sha256(model))
+    network.write_bytes(bytes_with_manifest(model, msgspec.structs.replace(manifest, provenance=provenance)))
+
+
+@pytest.mark.parametrize("older", [{}, OLDER], ids=["fresh", "older"])
+@pytest.mark.parametrize("operator", ["Bernoulli", "Strange"])
+@needs_rtx
+def test_an_operator_that_is_not_supported(
+    network: Path, monkeypatch: pytest.MonkeyPatch, operator: str, older: dict[str, bytes]
+):
+    """The reader refuses it; should it ever let one through, the checker or TensorRT's parser does."""
+    for name, data in older.items():
+        network.with_name(name).write_bytes(data)
+    with_operator(network, operator)
+    before = contents(network.parent)
+    refused(run(network, "--force"), f"net.onnx: holds the operator '{operator}' (node 'the node'), which no network")
+    monkeypatch.setattr(onnx_file, "ALLOWED_OPERATORS", onnx_file.ALLOWED_OPERATORS | {operator})
+    reason = {"Bernoulli": "refuses node 'the node' (Bernoulli): not supported.", "Strange": "not a valid ONNX graph ("}
+    refused(run(network, "--force"), reason[operator])
+    assert contents(network.parent) == before
 
 
 def test_no_folder_for_the_plan(network: Path, monkeypatch: pytest.MonkeyPatch):
@@ -149,29 +229,92 @@ def test_without_the_library(network: Path, monkeypatch: pytest.MonkeyPatch):
     assert set(contents(network.parent)) == {"net.onnx"}
 
 
-INTERRUPTED = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from dynamic_confidence.toolchain import dc_build
-
-steps = []
-def interrupt(self, phase, done, total):
-    steps.append(phase)
-    if len(steps) == 3:
-        os.kill(os.getpid(), signal.SIGINT)
-
-dc_build._Bars.__call__ = interrupt
-dc_build.main()
-"""
+COMMAND = [sys.executable, "-c", "from dynamic_confidence.toolchain.dc_build import main; main()", "--flavour", "rtx"]
+NO_SPACE = re.compile(
+    r"Error: \S*net\.plan: cannot write there \((?:No space left on device|File too large)\)\. "
+    r"(?:Free some space or choose|Choose) another place with -o\.\n"
+)
 
 
 @pytest.mark.parametrize("older", [{}, OLDER], ids=["fresh", "older"])
 @needs_rtx
-def test_ctrl_c_during_the_build(network: Path, older: dict[str, bytes]):
+def test_no_file_may_be_that_large(network: Path, older: dict[str, bytes]):
+    """A limit that needs no rights: the write fails as it does on a full disk."""
     for name, data in older.items():
         network.with_name(name).write_bytes(data)
     before = contents(network.parent)
-    command = [sys.executable, "-c", INTERRUPTED, str(network), "--flavour", "rtx", "--force"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+    limit = 64 * 1024
+    done = subprocess.run(
+        [*COMMAND, str(network), "--force"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert NO_SPACE.fullmatch(done.stderr), done.stderr
     assert contents(network.parent) == before
+
+
+MOUNT = 'mount -t tmpfs -o size=256k tmpfs "$0"'
+
+
+@needs_rtx
+def test_a_full_disk(network: Path, tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        tried = subprocess.run([*own_mounts, MOUNT, str(disk)], capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("needs `unshare`, to mount a small file system")
+    if tried.returncode:
+        pytest.skip(f"may not mount a small file system here: {tried.stderr.strip()}")
+    program = MOUNT + ' && cd "$0" && "$@"; code=$?; ls -A; exit $code'
+    command = [*own_mounts, program, str(disk), *COMMAND, str(network), "-o", "net.plan"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, ""), "nothing is left on the disk"
+    assert NO_SPACE.fullmatch(done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("older", [{}, OLDER], ids=["fresh", "older"])
+@needs_rtx
+def test_ctrl_c_during_the_build(exported: Callable[..., Path], tmp_path: Path, older: dict[str, bytes]):
+    """As a terminal sends it, to command and worker, in the middle of a build of some seconds."""
+    network = tmp_path / "net.onnx"
+    network.write_bytes(exported(method="qffs", steps=4, steps_per_call=24).read_bytes())
+    for name, data in older.items():
+        network.with_name(name).write_bytes(data)
+    before = contents(tmp_path)
+    command = [*COMMAND, str(network), "--force"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        worker = wait_for(lambda: worker_that_builds(process.pid))
+        assert {name for name in os.listdir(tmp_path) if ".part" in name}, "the files that become plan and sidecar"
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout, stderr) == (130, "", "Interrupted.\n")
+    assert contents(tmp_path) == before
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def wait_for(found: Callable[[], int | None], seconds: float = 60) -> int:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (value := found()) is not None:
+            return value
+        time.sleep(0.01)
+    pytest.fail(f"nothing of that kind within {seconds:.0f} s")
+
+
+def worker_that_builds(parent: int) -> int | None:
+    """The process that the command started, once it has loaded TensorRT and computed for half a second."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for child in map(int, children):
+        maps = Path(f"/proc/{child}/maps").read_text()
+        ticks = sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        if "tensorrt" in maps and ticks / os.sysconf("SC_CLK_TCK") > 0.5:
+            return child
+    return None

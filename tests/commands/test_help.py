@@ -33,9 +33,16 @@ sys.exit(code)
 
 
 def test_the_list_is_not_empty():
-    assert {"dc-build", "dc-inspect", "dc-train", "dc-import", "dc-export", "dc-calibrate", "dc-run"} <= {
-        command.name for command in COMMANDS
-    }
+    assert {
+        "dc-build",
+        "dc-calibrate",
+        "dc-doctor",
+        "dc-export",
+        "dc-import",
+        "dc-inspect",
+        "dc-run",
+        "dc-train",
+    } <= {command.name for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -13,12 +13,14 @@ import click
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from dynamic_confidence.runtime.dc_run import main
-from dynamic_confidence.runtime.engine import open_engine
+from dynamic_confidence.runtime.engine import EngineOptions, open_engine
+from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import METADATA_KEY
 from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, read_onnx, write_calibration
 from dynamic_confidence.runtime.stepping import infer, policy_from_manifest
@@ -98,7 +100,30 @@ def test_table_and_summary(network: Path, images: Path):
     assert f"accuracy {100 * np.mean(judged):.2f} % of 8" in " ".join(result.stdout.split())
     for column in ("input", "answer", "confidence", "steps", "ms", "exit"):
         assert column in result.stdout
+    assert f", on ONNX Runtime {onnxruntime.__version__}, CPU\n" in result.stdout
     assert "is not calibrated" not in result.stdout
+
+
+def test_a_provider_that_is_not_there(network: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    result = run("--engine", network, images, "--provider", "cuda")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: --provider cuda: the installed ONNX Runtime ")
+    assert result.stdout == ""
+
+
+def test_the_options_reach_the_engine(network: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[EngineOptions] = []
+
+    def remembered(path: Path, options: EngineOptions) -> None:
+        seen.append(options)
+        raise DynamicConfidenceError("enough")
+
+    monkeypatch.setattr("dynamic_confidence.runtime.engines.onnxruntime.OnnxRuntimeEngine", remembered)
+    run("--engine", network, images)
+    arguments = "--batch 4 --threads 2 --provider tensorrt --cuda pycuda --no-cuda-graph --speculate"
+    run("--engine", network, images, *arguments.split())
+    assert seen == [EngineOptions(), EngineOptions(4, 2, True, "tensorrt", "pycuda", False, True)]
 
 
 def test_the_table_has_so_many_rows(network: Path, images: Path):
@@ -374,9 +399,9 @@ def test_missing_and_unknown_engines(images: Path, tmp_path: Path):
     missing = run("--engine", tmp_path / "net.onnx", images)
     assert missing.exit_code == 2
     assert "net.onnx: no such file. Make one with `dc-export model.pt -o net.onnx`" in missing.stderr
-    plan = run("--engine", tmp_path / "net.plan", images)
-    assert plan.exit_code == 2
-    assert "no engine runs '.plan' files" in plan.stderr
+    unknown = run("--engine", tmp_path / "net.h5", images)
+    assert unknown.exit_code == 2
+    assert "no engine runs '.h5' files" in unknown.stderr
 
 
 @pytest.mark.parametrize(
@@ -453,4 +478,4 @@ def test_a_missing_file_does_not_end_the_rest(network: Path, images: Path, tmp_p
 
 
 def test_a_folder_is_no_network(images: Path):
-    assert "is a folder, expected a network file (.onnx)" in run("--engine", images, images).stderr
+    assert "is a folder, expected a network file (.onnx" in run("--engine", images, images).stderr

@@ -116,11 +116,18 @@ def test_a_states_input_and_output_never_share_a_buffer(
     monkeypatch.setattr(onnxruntime.IOBinding, "bind_input", watch(0))
     with open_engine(exported(method=method), batch=3) as engine:
         states = len(engine.manifest.states)
-        assert len(bound) == 2
-        for inputs, outputs in bound.values():
+        bindings = list(bound.values())
+        assert len(bindings) == 3
+        for inputs, outputs in bindings:
             assert len(inputs) == states + 2
-            ranges = sorted([*inputs, *outputs], key=lambda r: r.start)
-            assert all(a.stop <= b.start for a, b in pairwise(ranges))
+            written = sorted(outputs, key=lambda r: r.start)
+            assert all(a.stop <= b.start for a, b in pairwise(written))
+            assert not any(a.start < b.stop and b.start < a.stop for a in inputs for b in outputs)
+        # Set 0 -> 1, 1 -> 0, and what a reset reads, which no call writes, -> 0.
+        reads, writes = ([inputs[2:] for inputs, _ in bindings], [outputs[:states] for _, outputs in bindings])
+        assert reads[:2] == [writes[1], writes[0]]
+        assert writes[2] == writes[1]
+        assert not any(a.start < b.stop and b.start < a.stop for a in reads[2] for _, o in bindings for b in o)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +187,7 @@ def test_default_threads(exported: Callable[..., Path], pixels: np.ndarray, refe
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("net.plan", {}, r"net\.plan: no engine runs '\.plan' files, known: \.onnx\. Make one with `dc-export"),
+        ("net.h5", {}, r"net\.h5: no engine runs '\.h5' files, known: \.onnx.* Make one with `dc-export"),
         ("net", {}, r"net: no engine runs '' files, known: \.onnx"),
         ("net.onnx", {"batch": 0}, r"batch 0: expected at least 1"),
         ("net.onnx", {"threads": 0}, r"threads 0: expected at least 1"),
@@ -256,6 +263,6 @@ def test_the_registry_names_what_is_there(tmp_path: Path):
 
 def test_an_engine_is_one_line_in_the_registry(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(ENGINES, ".net", "onnxruntime:OnnxRuntimeEngine")
-    path = exported().with_suffix(".plan")
-    with pytest.raises(DynamicConfidenceError, match=r"no engine runs '\.plan' files, known: \.onnx, \.net\. Make one"):
+    path = exported().with_suffix(".h5")
+    with pytest.raises(DynamicConfidenceError, match=r"no engine runs '\.h5' files, known: \.onnx.*, \.net\. Make one"):
         open_engine(path)

@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
+from dynamic_confidence.runtime.plan_file import PORTABLE
 from dynamic_confidence.toolchain import plan_backend
-from dynamic_confidence.toolchain.plan_backend import PORTABLE, open_backend
+from dynamic_confidence.toolchain.plan_backend import open_backend
 
 
 @pytest.fixture(autouse=True)

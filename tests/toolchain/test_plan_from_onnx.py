@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 
 from dynamic_confidence.runtime.errors import CheckFailed, DynamicConfidenceError
 from dynamic_confidence.runtime.onnx_file import read_onnx
-from dynamic_confidence.runtime.plan_file import plan_header
+from dynamic_confidence.runtime.plan_file import PORTABLE, plan_header
 from dynamic_confidence.toolchain import plan_from_onnx as module
 from dynamic_confidence.toolchain import plan_worker
-from dynamic_confidence.toolchain.plan_backend import PORTABLE, Backend
+from dynamic_confidence.toolchain.plan_backend import Backend
 from dynamic_confidence.toolchain.plan_from_onnx import plan_from_onnx
 from dynamic_confidence.toolchain.plan_worker import build
 
@@ -80,6 +80,7 @@ def test_the_configuration(rtx):
     plan_worker._configure(rtx, config, ("sm86", "sm120"))
     assert not config.get_flag(rtx.BuilderFlag.TF32)
     assert config.profiling_verbosity == rtx.ProfilingVerbosity.DETAILED
+    assert config.max_aux_streams == 0
     found = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
     assert found == [rtx.ComputeCapability.SM86, rtx.ComputeCapability.SM120]
 
@@ -89,7 +90,7 @@ def test_the_configuration_of_a_library_without_these_names():
     trt = SimpleNamespace(BuilderFlag=SimpleNamespace(), ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"))
     config = SimpleNamespace()
     plan_worker._configure(trt, config, ("sm87",))
-    assert vars(config) == {"profiling_verbosity": "detailed"}
+    assert vars(config) == {"profiling_verbosity": "detailed", "max_aux_streams": 0}
 
 
 def test_progress(rtx, exported: Callable[..., Path]):
@@ -171,18 +172,18 @@ def with_other_manifest(monkeypatch: pytest.MonkeyPatch, path: Path, change: Cal
     [
         (
             lambda m: msgspec.structs.replace(m, scale_input="scale"),
-            r"input alpha of the parsed network is float32 \[\], the manifest says missing",
+            r"tensor 'alpha' of the parsed network is input float32 \[\], its manifest says missing",
         ),
         (
             lambda m: msgspec.structs.replace(
                 m, states=(msgspec.structs.replace(m.states[0], shape=("N", 4, 9, 9)), *m.states[1:])
             ),
-            r"input v_in\.activation1 of the parsed network is float32 \[-1, 4, 12, 12\], the manifest says float32 "
-            r"\[-1, 4, 9, 9\]\. Nothing was written",
+            r"tensor 'v_in\.activation1' of the parsed network is input float32 \[-1, 4, 12, 12\], its manifest "
+            r"says input float32 \[-1, 4, 9, 9\]\. Nothing was written",
         ),
         (
             lambda m: msgspec.structs.replace(m, states=m.states[:-1]),
-            r"input acc_in of the parsed network is float32 \[-1, 4\], the manifest says missing",
+            r"tensor 'acc_in' of the parsed network is input float32 \[-1, 4\], its manifest says missing",
         ),
     ],
 )

@@ -1,0 +1,1 @@
+"""What a machine with an NVIDIA GPU runs: `make gpu`."""

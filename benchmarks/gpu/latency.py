@@ -1,0 +1,102 @@
+"""Milliseconds per time step at batch 1: plans with and without CUDA graphs and speculation, by K and precision."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from ...runtime.engine import Engine, open_engine
+from ...runtime.errors import BackendMissing
+from ...runtime.manifest import Precision
+from ...runtime.plan_file import LIBRARIES
+from ...runtime.stepping import infer, policy_from_manifest
+from ...runtime.tensorrt_library import load_library
+from ...toolchain.export import ExportOptions, export
+from ...toolchain.self_check import synthetic_pixels
+from ..networks import CIFAR, random_checkpoint
+from .plans import build
+
+NETWORKS = ("resnet20", "resnet18", "vgg16")
+STEPS = 16
+STEPS_PER_CALL = (1, 2, 4, 8)
+WARM_UP_S = 0.5
+ROUNDS = 5
+INFERENCES = 20
+"""Of one candidate in one round; the rounds go through all candidates, in turn forwards and backwards."""
+VARIANTS = {"plain": (False, False), "graphs": (True, False), "graphs, speculating": (True, True)}
+"""CUDA graphs, speculation."""
+
+
+def latency_table(save: Callable[[Any], None]) -> str:
+    """Measure every flavour that is installed, on random networks and noise images, all T steps, no early exit.
+
+    Each network and precision is one interleaved run; every sample (milliseconds per inference over T) is kept.
+    """
+    flavours = [flavour for flavour in LIBRARIES if _installed(flavour)]
+    if not flavours:
+        raise BackendMissing("neither TensorRT nor TensorRT-RTX is installed: `pip install 'dynamic-confidence[rtx]'`.")
+    rows: list[dict[str, Any]] = []
+    for architecture in NETWORKS:
+        checkpoint = random_checkpoint(architecture, CIFAR)
+        for precision in get_args(Precision):
+            with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+                candidates: list[tuple[dict[str, Any], Engine]] = []
+                for k in STEPS_PER_CALL:
+                    options = ExportOptions(steps=STEPS, steps_per_call=k, precision=precision)
+                    network = Path(folder) / f"k{k}.onnx"
+                    network.write_bytes(export(checkpoint, "0" * 64, options).content)
+                    about = {"network": architecture, "precision": precision, "k": k}
+                    if k == 1:
+                        candidates.append(({**about, "variant": "cpu"}, stack.enter_context(open_engine(network))))
+                    for flavour in flavours:
+                        plan = build(network, flavour)
+                        for variant, (graphs, speculate) in VARIANTS.items():
+                            engine = stack.enter_context(open_engine(plan, cuda_graphs=graphs, speculate=speculate))
+                            candidates.append(({**about, "flavour": flavour, "variant": variant}, engine))
+                rows += _measure(candidates)
+            save(rows)
+    best = min((row for row in rows if row["variant"] != "cpu"), key=lambda row: row["ms_per_step"])
+    return (
+        f"{len(rows)} rows; fastest: {best['network']} {best['precision']}, K = {best['k']}, {best['variant']}: "
+        f"{best['ms_per_step']:.4f} ms per step"
+    )
+
+
+def _installed(flavour: Any) -> bool:
+    try:
+        load_library(flavour)
+    except BackendMissing:
+        return False
+    return True
+
+
+def _measure(candidates: list[tuple[dict[str, Any], Engine]]) -> list[dict[str, Any]]:
+    pixels = synthetic_pixels(CIFAR.shape, INFERENCES)
+    samples: list[list[float]] = [[] for _ in candidates]
+    for _, engine in candidates:
+        end = time.perf_counter() + WARM_UP_S
+        while time.perf_counter() < end:
+            _inference(engine, pixels[:1])
+    for round_ in range(ROUNDS):
+        order = range(len(candidates)) if round_ % 2 == 0 else reversed(range(len(candidates)))
+        for index in order:
+            engine = candidates[index][1]
+            samples[index] += [_inference(engine, image[None]) for image in pixels]
+    return [
+        {**about, "backend": engine.backend, "ms_per_step": float(np.median(found)) / STEPS, "ms_per_inference": found}
+        for (about, engine), found in zip(candidates, samples, strict=True)
+    ]
+
+
+def _inference(engine: Engine, pixels: np.ndarray) -> float:
+    """Milliseconds of one inference with reset and all its steps."""
+    policy = policy_from_manifest(engine.manifest, threshold=1.0)
+    started = time.perf_counter()
+    infer(engine, pixels, policy)
+    return (time.perf_counter() - started) * 1e3

@@ -1,0 +1,22 @@
+"""Build a plan for the GPU of this machine, with its sidecar, for the items that run one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...runtime.plan_file import CURRENT, json_from_sidecar, sidecar_path
+from ...toolchain.plan_from_onnx import plan_from_onnx
+
+
+def build(network: Path, flavour: str, batch: int = 1) -> Path:
+    """Write `<network>_<flavour>.plan` and its sidecar.
+
+    TensorRT-RTX does not name every GPU (no SM90), so its plans are the portable ones, for 8.0 and later.
+    Raises: as `plan_from_onnx`.
+    """
+    path = network.with_name(f"{network.stem}_{flavour}.plan")
+    targets = () if flavour == "rtx" else (CURRENT,)
+    plan = plan_from_onnx(network, flavour=flavour, targets=targets, batch=batch)
+    path.write_bytes(plan.content)
+    sidecar_path(path).write_bytes(json_from_sidecar(plan.sidecar))
+    return path

@@ -66,81 +66,16 @@ def main(
       dc-build net_int8.onnx --precision int8
     """
     import json
-    import time
 
-    import msgspec
+    from .write_plan import describe_plan, plan_path, target_names, write_plan
 
-    from ..runtime.errors import DynamicConfidenceError
-    from ..runtime.files import atomic_path
-    from ..runtime.plan_file import LIBRARIES, json_from_sidecar, sidecar_path
-    from .plan_from_onnx import plan_from_onnx
-
-    started = time.perf_counter()
-    output = output or network.with_suffix(".plan")
-    if output.suffix != ".plan":
-        raise DynamicConfidenceError(f"{output}: a plan is named .plan: -o {output.with_suffix('.plan')}")
-    sidecar = sidecar_path(output)
-    for path in (output, sidecar):
-        if path.is_dir():
-            raise DynamicConfidenceError(f"{path}: is a folder, expected a file. Choose another place with -o.")
-        if path.exists() and not force:
-            raise DynamicConfidenceError(f"{path}: exists already. Replace plan and sidecar with --force.")
-    names = tuple(name.strip().lower() for name in targets.split(",") if name.strip()) if targets else ()
-    # The inner file is moved into place first, so the sidecar comes last. Should that fail, its hash is not the plan's.
-    with atomic_path(sidecar) as sidecar_part, atomic_path(output) as part, _Bars() as report:
-        plan = plan_from_onnx(
-            network,
-            flavour=flavour,
-            targets=names,
-            batch=batch,
-            precision=precision,
-            timing_cache=timing_cache,
-            report=report,
-        )
-        part.write_bytes(plan.content)
-        sidecar_part.write_bytes(json_from_sidecar(plan.sidecar))
-    for note in plan.notes:
-        click.echo(f"Note: {note}", err=True)
-    engine, precision = plan.sidecar.engine, plan.sidecar.manifest.numerics.precision
-    facts = {
-        "output": str(output),
-        "sidecar": str(sidecar),
-        "bytes": len(plan.content),
-        "layers": plan.layers,
-        "precision": precision,
-        "engine": msgspec.to_builtins(engine),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
-    click.echo(
-        f"{output}: {len(plan.content) / 1e6:.2f} MB, {precision}, {LIBRARIES[engine.flavour]} {engine.version} for "
-        f"{', '.join(engine.targets)}, batch {batch} at most, {facts['seconds']:.1f} s\n"
-        f"{sidecar}: its manifest; keep both together"
+    facts = write_plan(
+        network,
+        plan_path(network, output, force=force),
+        flavour=flavour,
+        targets=target_names(targets),
+        batch=batch,
+        precision=precision,
+        timing_cache=timing_cache,
     )
-
-
-class _Bars:
-    """One bar on stderr for each phase of the build under way, on a terminal only."""
-
-    def __enter__(self) -> _Bars:
-        from rich.console import Console
-        from rich.progress import Progress, TaskID
-
-        console = Console(stderr=True)
-        self._tasks: dict[str, TaskID] = {}
-        self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if done < total:
-            if phase not in self._tasks:
-                self._tasks[phase] = self._progress.add_task(phase, total=total)
-            self._progress.update(self._tasks[phase], completed=done)
-        elif phase in self._tasks:
-            self._progress.remove_task(self._tasks.pop(phase))
+    click.echo(json.dumps(facts) if as_json else describe_plan(facts))

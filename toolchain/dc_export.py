@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..runtime.cli import command_errors
 from ..runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from .export import Exported
 
 
 @click.command()
@@ -36,6 +40,8 @@ from ..runtime.manifest import Precision
 @click.option(
     "--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks, else torch's choice]"
 )
+@click.option("--plan", "with_plan", is_flag=True, help="Build the plan as well, as `dc-build` does.")
+@click.option("--target", "targets", help="GPUs of the plan, as for `dc-build`: sm86,sm89 …")
 @click.option(
     "-o",
     "--output",
@@ -55,6 +61,8 @@ def main(
     count_spikes: bool,
     calibrate_on: Path | None,
     threads: int | None,
+    with_plan: bool,
+    targets: str | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -69,6 +77,7 @@ def main(
       dc-export model.pt --method qffs -o net.onnx
       dc-export model.pt --precision int8
       dc-export model.pt -T 32 -K 4 --calibrate-on data/validation
+      dc-export model.pt --precision int8 --plan --target sm86,sm89
     """
     import json
     import time
@@ -82,7 +91,9 @@ def main(
     from ..runtime.files import atomic_path
     from ..runtime.images import labelled_arrays
     from .export import CHECK_IMAGES, ExportOptions, describe, export
+    from .plan_backend import open_backend
     from .threads import operations_per_batch, use_threads
+    from .write_plan import describe_plan, plan_path, target_names, write_plan
 
     started = time.perf_counter()
     checkpoint = load_checkpoint(model)
@@ -90,6 +101,12 @@ def main(
     output = output or model.with_name(f"{model.stem}_{method}{suffix}.onnx")
     if output.suffix != ".onnx":
         raise DynamicConfidenceError(f"{output}: an exported network is named .onnx: -o {output.with_suffix('.onnx')}")
+    plan = None
+    if with_plan:  # what it needs, before the long work
+        open_backend("auto", target_names(targets))
+        plan = plan_path(output.with_suffix(".plan"), force=True)
+    elif targets is not None:
+        raise DynamicConfidenceError(f"--target {targets} is for a plan: add --plan, or leave it out.")
     use_threads(threads, operations_per_batch(checkpoint, CHECK_IMAGES))
     data = None
     if calibrate_on is not None:
@@ -115,35 +132,41 @@ def main(
         "settles_on_the_quantised_network_after": exported.settled,
         "self_check": msgspec.to_builtins(exported.check),
         "seconds": round(time.perf_counter() - started, 2),
+        "plan": None if plan is None else write_plan(output, plan, targets=target_names(targets)),
     }
     if as_json:
         click.echo(json.dumps(facts))
         return
-    check = exported.check
-    extent = f"{check.images} images x {check.steps} steps x {check.layers} layers ({check.spikes:,} spikes)"
-    click.echo(
-        f"{output}: {len(exported.content) / 1e6:.2f} MB, {method}, {precision}, T = {exported.manifest.max_steps}, "
-        f"K = {steps_per_call}, {facts['seconds']:.1f} s\n"
-        f"conversion: with QFFS neurons it settles on the quantised network after {exported.settled} steps (float64)"
-    )
-    if precision == "fp16":
-        click.echo(
-            f"self-check: every membrane adds up within half precision on {extent}\n"
-            f"approximate: {100 * check.equal_labels:.1f} % of the labels and {100 * check.equal_exits:.1f} % of the "
-            "exit steps are those without rounding; another engine may round otherwise"
-        )
+    click.echo(_text(exported, facts))
+    if calibration.data is None:
+        click.echo(f"next: dc-calibrate {output} --data DIR   (until then every input runs all its steps)")
     else:
-        exact = exported.manifest.numerics.exact
-        click.echo(
-            f"self-check: oracle, torch simulation and graph are equal on {extent}\n"
-            f"exact in float32 {'for every image' if exact else 'for images like the calibration data'}: grids of "
-            f"2^-{facts['coarsest_grid']} of the threshold or finer"
-        )
-    if calibration.data is not None:
         click.echo(
             f"calibrated on {calibration.samples} images of {calibrate_on}: temperature {calibration.temperature:.4g}, "
             f"threshold {calibration.threshold:.4g}, there {calibration.expected_mean_steps:.2f} steps and "
             f"{100 * (calibration.expected_accuracy or 0):.2f} % on average; report accuracies on other images"
         )
-    else:
-        click.echo(f"next: dc-calibrate {output} --data DIR   (until then every input runs all its steps)")
+    if facts["plan"] is not None:
+        click.echo(describe_plan(facts["plan"]))
+
+
+def _text(exported: Exported, facts: dict[str, Any]) -> str:
+    """What was written and what was checked, for people."""
+    manifest, check = exported.manifest, exported.check
+    extent = f"{check.images} images x {check.steps} steps x {check.layers} layers ({check.spikes:,} spikes)"
+    made = (
+        f"{facts['output']}: {facts['bytes'] / 1e6:.2f} MB, {manifest.method.name}, {manifest.numerics.precision}, "
+        f"T = {manifest.max_steps}, K = {manifest.steps_per_call}, {facts['seconds']:.1f} s\n"
+        f"conversion: with QFFS neurons it settles on the quantised network after {exported.settled} steps (float64)\n"
+    )
+    if manifest.numerics.precision == "fp16":
+        return (
+            f"{made}self-check: every membrane adds up within half precision on {extent}\n"
+            f"approximate: {100 * check.equal_labels:.1f} % of the labels and {100 * check.equal_exits:.1f} % of the "
+            "exit steps are those without rounding; another engine may round otherwise"
+        )
+    return (
+        f"{made}self-check: oracle, torch simulation and graph are equal on {extent}\n"
+        f"exact in float32 {'for every image' if manifest.numerics.exact else 'for images like the calibration data'}: "
+        f"grids of 2^-{facts['coarsest_grid']} of the threshold or finer"
+    )

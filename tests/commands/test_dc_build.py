@@ -23,6 +23,7 @@ from dynamic_confidence.runtime import onnx_file
 from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, graph_sha256, read_onnx
 from dynamic_confidence.runtime.plan_file import read_plan
 from dynamic_confidence.toolchain import plan_from_onnx as plan_module
+from dynamic_confidence.toolchain import write_plan
 from dynamic_confidence.toolchain.dc_build import main
 
 needs_rtx = pytest.mark.usefixtures("rtx")
@@ -101,7 +102,7 @@ def test_notes_go_to_stderr(network: Path, monkeypatch: pytest.MonkeyPatch):
         options.update(given)
         return build(path, **given)._replace(notes=("the timing cache is not what it was.",))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plan_module, "plan_from_onnx", with_a_note)
+    monkeypatch.setattr(write_plan, "plan_from_onnx", with_a_note)
     result = run(network, "--json", "--no-timing-cache")
     assert (result.exit_code, result.stderr) == (0, "Note: the timing cache is not what it was.\n")
     assert json.loads(result.stdout)["precision"] == "fp32"

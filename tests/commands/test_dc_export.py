@@ -21,6 +21,7 @@ from dynamic_confidence.models.checkpoint import Checkpoint, save_checkpoint, sh
 from dynamic_confidence.models.registry import build
 from dynamic_confidence.runtime.errors import BackendMissing, CheckFailed
 from dynamic_confidence.runtime.onnx_file import read_onnx
+from dynamic_confidence.runtime.plan_file import read_plan
 from dynamic_confidence.toolchain import export as export_module
 from dynamic_confidence.toolchain import simulate as simulate_module
 from dynamic_confidence.toolchain.dc_export import main
@@ -189,6 +190,46 @@ def test_calibrate_on_calibrates_as_well(model: Path, pixels: np.ndarray, tmp_pa
         f"calibrated on 64 images of {tmp_path / 'val.npz'}: temperature {calibration.temperature:.4g}" in result.stdout
     )
     assert "next:" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("precision", "texts"),
+    [
+        ("int8", ["0.02 MB, qcfs, int8, T = 6", "oracle, torch simulation and graph are equal on", "exact in float32"]),
+        ("fp16", ["qcfs, fp16, T = 6", "every membrane adds up within half precision on", "approximate: ", "% of the"]),
+    ],
+)
+def test_another_precision_has_another_name(model: Path, tmp_path: Path, precision: str, texts: list[str]):
+    result = run(model, "-T", 6, "--precision", precision)
+    assert result.exit_code == 0, result.output
+    for text in texts:
+        assert text in result.stdout
+    numerics = read_onnx(tmp_path / f"model_qcfs_{precision}.onnx")[1].numerics
+    assert (numerics.precision, numerics.exact) == (precision, precision == "int8")
+
+
+def test_a_plan_in_the_same_command(model: Path, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    result = run(model, "-T", 6, "--precision", "int8", "--plan", "--target", "sm89", "--json")
+    assert result.exit_code == 0, result.output
+    plan = read_plan(tmp_path / "model_qcfs_int8.plan")
+    assert (plan.engine.targets, plan.engine.onnx) == (("sm89",), "model_qcfs_int8.onnx")
+    assert json.loads(result.stdout)["plan"]["engine"]["plan_sha256"] == plan.engine.plan_sha256
+    again = run(model, "-T", 6, "--precision", "int8", "--plan", "--target", "sm89")
+    assert again.exit_code == 0, again.output  # the plan goes with its network
+    assert "model_qcfs_int8.plan.json: its manifest; keep both together" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "code"),
+    [
+        (("--target", "sm89"), "--target sm89 is for a plan: add --plan, or leave it out", 2),
+        (("--plan", "--target", "sm1"), "target sm1: TensorRT-RTX", 2),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_before_the_work(model: Path, tmp_path: Path, options, message, code):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    refused(run(model, *options), message, tmp_path, {"model.pt"}, code)
 
 
 @pytest.mark.parametrize("existing", [None, b"older"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
+from dynamic_confidence.benchmarks import networks
 from dynamic_confidence.models.checkpoint import Checkpoint
-from dynamic_confidence.models.lsq import initialise_scales
-from dynamic_confidence.models.registry import build
 from dynamic_confidence.runtime.manifest import Preprocessing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,19 +17,10 @@ CLASSES = ("zero", "one", "two", "three")
 
 
 def random_checkpoint(
-    architecture: str = "resnet8", preprocessing: Preprocessing = GREY, **arguments: object
+    architecture: str = "resnet8", preprocessing: Preprocessing = GREY, *, width: int = 4, **arguments: object
 ) -> Checkpoint:
-    """A network with random weights, settled batch statistics and quantisers that see their range."""
-    torch.manual_seed(0)
-    arguments = {"width": 4, "classes": len(CLASSES), "in_channels": preprocessing.channels, **arguments}
-    network = build(architecture, **arguments)
-    images = torch.randn(64, *preprocessing.shape)
-    with torch.no_grad():
-        network.train()
-        for _ in range(20):
-            network(images)
-        network.eval()
-        initialise_scales(network, images)
-        readout = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        readout.weight.mul_(16.0)  # answers that differ from image to image
-    return Checkpoint(architecture, arguments, network.state_dict(), preprocessing, CLASSES)
+    """`networks.random_checkpoint`, small and with names for its classes."""
+    checkpoint = networks.random_checkpoint(
+        architecture, preprocessing, width=width, classes=len(CLASSES), **arguments
+    )
+    return replace(checkpoint, class_names=CLASSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...runtime.engine import Engine, open_engine
+from ...runtime.engines.tensorrt import TensorRTEngine
 from ...runtime.errors import CheckFailed, DynamicConfidenceError
 from ...runtime.manifest import Precision
 from ...runtime.stepping import infer, policy_from_manifest, run_to_the_end
@@ -46,7 +48,7 @@ class Run(NamedTuple):
 def parity_of(backend: str, save: Callable[[Any], None]) -> str:
     """Compare a backend (rtx, tensorrt, ort-cuda, ort-tensorrt) with ONNX Runtime on the CPU, form by form.
 
-    Raises: CheckFailed when an exact form differs, with the form and the kernels that computed it.
+    Raises: CheckFailed when an exact form differs, with the form; the kernels that computed it are in the record.
     """
     checkpoint = random_checkpoint("resnet20", CIFAR)
     pixels = synthetic_pixels(CIFAR.shape, IMAGES)
@@ -62,14 +64,13 @@ def parity_of(backend: str, save: Callable[[Any], None]) -> str:
                 with engine:
                     row = {"method": method, "precision": precision, "k": k, **variant, "backend": engine.backend}
                     row |= _compare(expected, _run(engine, pixels))
-                    kernels = getattr(engine, "kernels", None)
-                    if kernels is not None and not row["equal"]:
-                        row["kernels"] = kernels()
+                    if isinstance(engine, TensorRTEngine) and not row["equal"]:
+                        row["layers"] = json.loads(engine.layers())
                 rows.append(row)
                 save(rows)
     wrong = [row for row in rows if row["precision"] != "fp16" and not row["equal"]]
     if wrong:
-        first = {key: value for key, value in wrong[0].items() if key != "kernels"}
+        first = {key: value for key, value in wrong[0].items() if key != "layers"}
         raise CheckFailed(f"{len(wrong)} of {len(rows)} runs are not equal to the CPU's, the first one: {first}.")
     half = [row["equal_exits"] for row in rows if row["precision"] == "fp16"]
     exact = len(rows) - len(half)

@@ -46,6 +46,7 @@ class TensorRTEngine:
             loop.reset(self.manifest.calibration.scale)
             # Whatever fails up to here is released here, in the opposite order; from here on by __exit__.
             self._loop: DeviceLoop | None = loop
+            self._contexts = contexts
             self._stack = stack.pop_all()
         self.backend = f"{LIBRARIES[built.flavour]} {built.version} on {cuda.device} ({cuda.package}, {graphs})"
 
@@ -57,6 +58,11 @@ class TensorRTEngine:
     ) -> None:
         self._loop = None
         self._stack.__exit__(kind, error, trace)
+
+    def layers(self) -> str:
+        """What TensorRT says about the plan, as JSON: its layers, and the kernels that compute them."""
+        self._open_loop("layers")
+        return self._contexts.layers()
 
     def reset(self, scale: float) -> None:
         self._open_loop("reset").reset(scale)

@@ -29,6 +29,12 @@ class Contexts:
         if not self.both[direction].execute_async_v3(self._stream):
             raise CudaError(f"execute_async_v3 failed: {_logged(self._trt)}")
 
+    def layers(self) -> str:
+        """What TensorRT says about the layers of the plan, as JSON: which kernel computes which."""
+        inspector = self.both[0].engine.create_engine_inspector()
+        inspector.execution_context = self.both[0]
+        return inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+
     def require_capturable(self) -> None:
         """Raises: CudaError when TensorRT knows that its calls cannot be captured; not every release can say."""
         for context in self.both:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import product
@@ -100,6 +101,7 @@ def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(("flavour", "method", "k"), list(product(FLAVOURS, ("qcfs", "qffs"), (1, 4))))
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize(("batch", "cuda_graphs", "speculate"), list(product((1, 7), (True, False), (False, True))))
 def test_the_same_bits_as_on_the_cpu(
     built: Callable[..., tuple[Path, Path]],
@@ -107,12 +109,13 @@ def test_the_same_bits_as_on_the_cpu(
     flavour: tuple[str, tuple[str, ...]],
     method: str,
     k: int,
+    precision: str,
     batch: int,
     cuda_graphs: bool,
     speculate: bool,
 ):
     """Logits and silence of every step, and the exits of inputs that stop early, on 14 images one after the other."""
-    source, path = built(*flavour, method=method, steps_per_call=k)
+    source, path = built(*flavour, method=method, steps_per_call=k, precision=precision)
     options = {"batch": batch, "cuda_graphs": cuda_graphs, "speculate": speculate}
     with open_engine(source, batch=batch) as cpu, open_engine(path, **options) as gpu:
         assert ("no CUDA graphs" in gpu.backend) != cuda_graphs, gpu.backend
@@ -147,6 +150,12 @@ def test_another_image_and_a_reset_in_the_middle(
                 found, expected = gpu.step(one), cpu.step(one)
                 np.testing.assert_array_equal(found.logits, expected.logits)
                 np.testing.assert_array_equal(found.label, expected.label)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_plan_names_its_layers(built: Callable[..., tuple[Path, Path]], flavour: tuple[str, tuple[str, ...]]):
+    with open_engine(built(*flavour, method="qcfs", steps_per_call=1)[1]) as engine:
+        assert json.loads(engine.layers())["Layers"]  # type: ignore[attr-defined]
 
 
 def test_two_engines_at_once_and_one_after_the_other(built: Callable[..., tuple[Path, Path]], pixels: np.ndarray):

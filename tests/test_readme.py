@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PLANS = json.loads((ROOT / "benchmarks" / "results" / "rtx_plans.json").read_text(encoding="utf-8"))["results"]["cells"]
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "resnet20_exactness.json").read_text(encoding="utf-8"))
 
 
@@ -42,6 +43,24 @@ def table_row(method: str, images: str, entry: dict[str, Any]) -> str:
         f"{steps} → {early['mean_steps']:.2f}",
     )
     return f"| {method.upper()} | {images} | " + " | ".join(numbers) + " |"
+
+
+@pytest.mark.parametrize(
+    ("network", "title"),
+    [
+        ("resnet20", "ResNet-20, CIFAR-10"),
+        ("resnet18", "ResNet-18, CIFAR-10"),
+        ("vgg16", "VGG-16, CIFAR-10"),
+        ("resnet50", "ResNet-50, ImageNet"),
+    ],
+)
+def test_sizes_of_plans_are_the_record_s(network: str, title: str) -> None:
+    cells = [PLANS[f"{network}/qcfs/{precision}/K1"] for precision in ("fp32", "fp16", "int8")]
+    sizes = [f"{cell['plan_bytes'] / 1e6:.1f}" for cell in cells]
+    seconds = sorted(second for cell in cells for second in cell["build_seconds"])
+    row = f"| {title} | {' | '.join(sizes)} | {seconds[0]:.1f} – {seconds[-1]:.1f} |"
+    assert row in README, row
+    assert f"All {len(PLANS)} cells" in README
 
 
 @pytest.mark.parametrize("method", ["qcfs", "qffs"])

@@ -20,7 +20,5 @@ def random_checkpoint(
     architecture: str = "resnet8", preprocessing: Preprocessing = GREY, *, width: int = 4, **arguments: object
 ) -> Checkpoint:
     """`networks.random_checkpoint`, small and with names for its classes."""
-    checkpoint = networks.random_checkpoint(
-        architecture, preprocessing, width=width, classes=len(CLASSES), **arguments
-    )
+    checkpoint = networks.random_checkpoint(architecture, preprocessing, width=width, classes=len(CLASSES), **arguments)
     return replace(checkpoint, class_names=CLASSES)

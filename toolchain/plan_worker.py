@@ -150,6 +150,9 @@ def _configure(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
         config.clear_flag(tf32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.max_aux_streams = 0  # a step is one stream, which the runtime captures
+    user_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if user_allocation is not None:  # TensorRT-RTX asks for it where calls are to be captured
+        config.set_flag(user_allocation)
     if not hasattr(config, "num_compute_capabilities"):
         return  # TensorRT builds for the GPU of this machine
     capabilities = [getattr(trt.ComputeCapability, name.upper()) for name in targets if name != PORTABLE]

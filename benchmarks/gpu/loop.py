@@ -111,7 +111,9 @@ def _looped(plan: Path, pixels: np.ndarray) -> tuple[list[tuple[int, np.ndarray]
         stream = stack.enter_context(cuda.stream())
         address = stack.enter_context(cuda.device_memory(layout.size))
         counter = stack.enter_context(cuda.device_memory(4))
-        contexts = stack.enter_context(execution_contexts(trt, plan, info, layout, address, cuda.handle(stream)))
+        contexts = stack.enter_context(
+            execution_contexts(trt, plan, info, layout, address, cuda.handle(stream), cuda.device_memory)
+        )
         states, image = cuda.pinned_memory(layout.state_bytes), cuda.pinned_memory(layout.pixels.nbytes)
         answer, steps = cuda.pinned_memory(layout.answer_bytes), cuda.pinned_memory(4)
         scale = cuda.pinned_memory(4)

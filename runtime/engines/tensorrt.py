@@ -40,7 +40,7 @@ class TensorRTEngine:
             check_target(path, built, cuda.target, cuda.device, known)
             loop = DeviceLoop(cuda, layout, calls if options.speculate else 0, stack)
             contexts = stack.enter_context(
-                execution_contexts(trt, path, plan, layout, loop.address, cuda.handle(loop.stream))
+                execution_contexts(trt, path, plan, layout, loop.address, cuda.handle(loop.stream), cuda.device_memory)
             )
             graphs = loop.start(contexts.enqueue, options.cuda_graphs, contexts.require_capturable, stack)
             loop.reset(self.manifest.calibration.scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,19 @@ class Contexts:
 
 @contextmanager
 def execution_contexts(
-    trt: Any, path: Path, plan: PlanInfo, layout: Layout, address: int, stream: int
+    trt: Any,
+    path: Path,
+    plan: PlanInfo,
+    layout: Layout,
+    address: int,
+    stream: int,
+    device_memory: Callable[[int], AbstractContextManager[int]],
 ) -> Iterator[Contexts]:
     """Deserialise the plan, check that it is the network of the manifest, and bind both directions to the block.
 
-    `address` is that of the block which `layout` describes. At the end the contexts go first, then the engine, then
-    the runtime.
+    `address` is that of the block which `layout` describes; `device_memory` allocates what TensorRT computes in, which
+    both contexts share, since the stream runs one call at a time. At the end the contexts go first, then the engine,
+    then the runtime, then that memory.
     Raises: DynamicConfidenceError when TensorRT refuses the plan, with what it logged, BackendMissing when it cannot
     start.
     """
@@ -69,20 +76,25 @@ def execution_contexts(
     def need(answer: Any, what: str) -> Any:
         return require(answer, trt, path, built, what)
 
-    try:
-        engine = need(runtime.deserialize_cuda_engine(plan.content), "load it")
-        wanted = signature_of_manifest(plan.manifest)
-        check_signature(path, built, signature_of_engine(trt, engine), wanted)
-        config, cache = _runtime_config(trt, engine)
-        for table in layout.tensors:
-            arguments = () if config is None else (config,)
-            # No other name for a context, or it would outlive the list.
-            contexts.both.append(need(engine.create_execution_context(*arguments), "make a context"))
-            _bind(contexts.both[-1], table, wanted, address, stream, need)
-        yield contexts
-    finally:
-        contexts.both.clear()
-        del config, cache, engine, runtime
+    with ExitStack() as scratch:
+        try:
+            engine = need(runtime.deserialize_cuda_engine(plan.content), "load it")
+            wanted = signature_of_manifest(plan.manifest)
+            check_signature(path, built, signature_of_engine(trt, engine), wanted)
+            config, cache = _runtime_config(trt, engine)
+            how, memory = config or trt.ExecutionContextAllocationStrategy.STATIC, None
+            if hasattr(engine, "device_memory_size_v2"):  # 10.0 allocates by itself
+                how = config or trt.ExecutionContextAllocationStrategy.USER_MANAGED
+                size = engine.device_memory_size_v2
+                memory = scratch.enter_context(device_memory(max(size, 1))), size
+            for table in layout.tensors:
+                # No other name for a context, or it would outlive the list.
+                contexts.both.append(need(engine.create_execution_context(how), "make a context"))
+                _bind(contexts.both[-1], table, wanted, address, memory, stream, need)
+            yield contexts
+        finally:
+            contexts.both.clear()
+            del config, cache, engine, runtime
 
 
 def _bind(
@@ -90,10 +102,13 @@ def _bind(
     table: dict[str, Place],
     signature: Signature,
     address: int,
+    memory: tuple[int, int] | None,
     stream: int,
     need: Callable[[Any, str], Any],
 ) -> None:
-    """Set every shape and address of one direction."""
+    """Set every shape and address of one direction; `memory`: address and size of what TensorRT computes in."""
+    if memory is not None:
+        context.set_device_memory(*memory)
     if context.active_optimization_profile != 0:  # only an engine's first context has one from the start
         need(context.set_optimization_profile_async(0, stream), "take its optimisation profile")
     for name, place in table.items():
@@ -114,6 +129,7 @@ def _runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
     if not hasattr(engine, "create_runtime_config"):
         return None, None
     config, cache = engine.create_runtime_config(), None
+    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     if hasattr(config, "cuda_graph_strategy"):

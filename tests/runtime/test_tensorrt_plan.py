@@ -38,9 +38,13 @@ def rtx() -> Any:
     return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
 
 
+def no_memory(size: int) -> Any:
+    raise AssertionError("memory was allocated for a plan that was not loaded")
+
+
 def contexts_of(trt: Any, content: bytes = b"vtrt" + bytes(100)) -> None:
     layout = layout_from_manifest(MANIFEST, 1)
-    with execution_contexts(trt, Path("net.plan"), PlanInfo(MANIFEST, BUILT, content), layout, 0, 7):
+    with execution_contexts(trt, Path("net.plan"), PlanInfo(MANIFEST, BUILT, content), layout, 0, 7, no_memory):
         raise AssertionError("a plan was loaded")
 
 
@@ -156,29 +160,31 @@ def test_shapes_and_addresses_are_set_once():
     table, wanted = layout.tensors[1], signature_of_manifest(MANIFEST)
     context = SimpleNamespace(
         active_optimization_profile=-1,
+        set_device_memory=lambda address, size: told.append(("memory", address, size)),
         set_optimization_profile_async=lambda index, stream: told.append(("profile", index, stream)),
         set_input_shape=lambda name, shape: told.append(("shape", name, shape)),
         get_tensor_shape=lambda name: table[name].shape,
         set_tensor_address=lambda name, address: told.append((name, address)),
     )
     answers: list[str] = []
-    tensorrt_plan._bind(context, table, wanted, 4096, 7, lambda answer, what: answers.append(what))
+    tensorrt_plan._bind(context, table, wanted, 4096, (8192, 100), 7, lambda answer, what: answers.append(what))
     dynamic = [name for name, tensor in wanted.items() if tensor.mode == "input" and name != "alpha"]
-    assert told[0] == ("profile", 0, 7)
-    assert told[1 : 1 + len(dynamic)] == [("shape", name, table[name].shape) for name in table if name in dynamic]
-    assert told[1 + len(dynamic) :] == [(name, 4096 + place.offset) for name, place in table.items()]
+    assert told[:2] == [("memory", 8192, 100), ("profile", 0, 7)]
+    assert told[2 : 2 + len(dynamic)] == [("shape", name, table[name].shape) for name in table if name in dynamic]
+    assert told[2 + len(dynamic) :] == [(name, 4096 + place.offset) for name, place in table.items()]
     assert answers[:2] == ["take its optimisation profile", "take the shape [3, 1, 2, 3] for 'input'"]
     assert {"keep to the shape [1, 3] for 'label'", "take an address for 'label'"} <= set(answers)
     context.get_tensor_shape = lambda name: (9,)
     seen = []
-    tensorrt_plan._bind(context, table, wanted, 0, 7, lambda answer, what: seen.append((answer, what)))
+    tensorrt_plan._bind(context, table, wanted, 0, None, 7, lambda answer, what: seen.append((answer, what)))
     assert (False, "keep to the shape [1, 3] for 'label'") in seen
 
 
 def test_the_runtime_configuration(rtx):
     """By the names that a release has: all of them, none of RTX, or no configuration at all."""
-    given = []
+    given, strategies = [], []
     config = SimpleNamespace(
+        set_execution_context_allocation_strategy=strategies.append,
         dynamic_shapes_kernel_specialization_strategy=None,
         cuda_graph_strategy=None,
         create_runtime_cache=lambda: "cache",
@@ -192,9 +198,10 @@ def test_the_runtime_configuration(rtx):
     assert config.cuda_graph_strategy == rtx.CudaGraphStrategy.DISABLED
     strategy = rtx.DynamicShapesKernelSpecializationStrategy
     assert config.dynamic_shapes_kernel_specialization_strategy == strategy.EAGER
-    plain = SimpleNamespace()
+    plain = SimpleNamespace(set_execution_context_allocation_strategy=strategies.append)
     assert tensorrt_plan._runtime_config(rtx, SimpleNamespace(create_runtime_config=lambda: plain)) == (plain, None)
     assert tensorrt_plan._runtime_config(rtx, SimpleNamespace()) == (None, None)
+    assert strategies == [rtx.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
 
 
 def test_the_names_of_the_library(rtx):
@@ -207,7 +214,13 @@ def test_the_names_of_the_library(rtx):
         "context": [rtx.IExecutionContext],
         "config": [rtx.IRuntimeConfig],
     }
-    nested = ("TensorIOMode", "TensorLocation", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy")
+    nested = (
+        "TensorIOMode",
+        "TensorLocation",
+        "CudaGraphStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
+        "ExecutionContextAllocationStrategy",
+    )
     used: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(Path(tensorrt_plan.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in owners:
@@ -225,6 +238,9 @@ def test_the_names_of_the_library(rtx):
         ("config", "create_runtime_cache"),
         ("TensorIOMode", "INPUT"),
         ("CudaGraphStrategy", "DISABLED"),
+        ("ExecutionContextAllocationStrategy", "USER_MANAGED"),
+        ("engine", "device_memory_size_v2"),
+        ("context", "set_device_memory"),
     } <= used
     for owner, name in used:
         assert any(hasattr(thing, name) for thing in owners.get(owner, [getattr(rtx, owner, None)])), (owner, name)

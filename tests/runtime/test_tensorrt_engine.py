@@ -143,7 +143,7 @@ class TestOnAQueue:
         on_a_queue(monkeypatch, cuda)
 
         @contextmanager
-        def contexts(trt, path, plan, layout: Layout, address: int, stream: int) -> Iterator[Any]:
+        def contexts(trt, path, plan, layout: Layout, address: int, stream: int, device_memory: Any) -> Iterator[Any]:
             assert (address, stream) == (ADDRESS, STREAM)
             cuda.alive.append("contexts")
 

@@ -16,12 +16,13 @@ from ..runtime.manifest import Calibration
 from ..runtime.network_file import write_calibration
 from ..runtime.plan_file import read_plan
 from ..runtime.stepping import run_to_the_end
+from .risk_control import certified_points
 from .temperature import fit_temperature
 from .thresholds import OperatingPoint, choose, descend, exact_scan, fixed_accuracy, grid_points, pareto_front
 from .trace import Trace
 from .upper_bound import upper_bound
 
-Rule = Literal["safe", "grid", "exact"]
+Rule = Literal["safe", "grid", "exact", "certified"]
 BATCH = 64
 
 
@@ -61,30 +62,38 @@ def calibrate(
     *,
     rule: Rule = "safe",
     max_drop: float = 0.0,
+    delta: float = 0.1,
     data_name: str | None = None,
 ) -> CalibrationReport:
     """Choose the threshold with the fewest mean steps whose accuracy is at least that of the last step - `max_drop`.
 
     `rule` "grid" looks at the paper's 11 thresholds, "exact" at every one that behaves differently, which saves more
     steps on the data it sees and fits them more closely; "safe" also looks at every one, but stops descending at the
-    first that loses accuracy (docs/adr/0004-threshold-rule.md compares them on unseen data). `current` gives alpha,
-    temperature and min_step.
-    Raises: DynamicConfidenceError for a negative max_drop.
+    first that loses accuracy (docs/adr/0004-threshold-rule.md compares them on unseen data). "certified" gives a
+    guarantee instead: with probability 1 - `delta` over the draw of the calibration set, the drop on all data like it
+    is at most `max_drop` (`risk_control`). `current` gives alpha, temperature and min_step.
+    Raises: DynamicConfidenceError for a negative max_drop, or with "certified" a max_drop of 0 or a delta outside
+    (0, 1).
     Source: Dynamic Confidence, section 5.3.3; the exact scan and the safe descent are ours.
     """
-    if rule == "grid":
+    if rule == "certified":
+        points = certified_points(trace, current.scale, max_drop, delta, current.min_step)
+    elif rule == "grid":
         points = grid_points(trace, current.scale, min_step=current.min_step)
     else:
         points = exact_scan(trace.confidence(current.scale), trace.correct, trace.last_step, current.min_step).points()
     baseline = float(fixed_accuracy(trace)[-1])
-    chosen = choose(descend(points, baseline, max_drop) if rule == "safe" else points, baseline, max_drop)
+    if rule == "certified":
+        chosen = points[-1]
+    else:
+        chosen = choose(descend(points, baseline, max_drop) if rule == "safe" else points, baseline, max_drop)
     bound_steps, bound_accuracy = upper_bound(trace.correct, trace.last_step)
     calibration = msgspec.structs.replace(
         current,
         threshold=chosen.threshold,
         data=data_name,
         samples=trace.samples,
-        rule=f"{rule}, max drop {max_drop:g}",
+        rule=f"{rule}, max drop {max_drop:g}" + (f", delta {delta:g}" if rule == "certified" else ""),
         expected_accuracy=chosen.accuracy,
         expected_mean_steps=chosen.mean_steps,
     )
@@ -108,6 +117,7 @@ def calibrate_file(
     data_name: str,
     rule: Rule = "safe",
     max_drop: float = 0.0,
+    delta: float = 0.1,
     alpha: float | None = None,
     temperature: float | Literal["keep", "fit"] = "keep",
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
@@ -149,7 +159,7 @@ def calibrate_file(
     elif temperature == "keep":
         temperature = current.temperature
     current = msgspec.structs.replace(current, alpha=float(alpha), temperature=float(temperature))
-    report = calibrate(trace, current, rule=rule, max_drop=max_drop, data_name=data_name)
+    report = calibrate(trace, current, rule=rule, max_drop=max_drop, delta=delta, data_name=data_name)
     write_calibration(path, report.calibration)
     return report
 

@@ -23,12 +23,14 @@ ROWS = 12
 )
 @click.option(
     "--rule",
-    type=click.Choice(["safe", "grid", "exact"]),
+    type=click.Choice(["safe", "grid", "exact", "certified"]),
     default="safe",
     show_default=True,
-    help="grid: the paper's 11 thresholds; exact: all; safe: all, from 1 down to the first that loses accuracy.",
+    help="grid: the paper's 11 thresholds; exact: all; safe: all, from 1 down to the first that loses accuracy; "
+    "certified: those that lose at most --max-drop on all data like this, with probability 1 - --delta.",
 )
 @click.option("--max-drop", type=float, default=0.0, show_default=True, help="Accuracy that may be lost, in points.")
+@click.option("--delta", type=float, default=0.1, show_default=True, help="Risk of a certified threshold being wrong.")
 @click.option("--alpha", type=float, help="Divisor of the logits. [default: T (qcfs), levels of the quantiser (qffs)]")
 @click.option("--temperature", default="keep", show_default=True, help="keep, fit, or a number; multiplies alpha.")
 @engine_options
@@ -40,6 +42,7 @@ def main(
     data: Path,
     rule: str,
     max_drop: float,
+    delta: float,
     alpha: float | None,
     temperature: str,
     as_json: bool,
@@ -56,6 +59,7 @@ def main(
     Examples:
       dc-calibrate net.onnx --data data/validation
       dc-calibrate net.onnx --data data/validation --rule grid --max-drop 0.5
+      dc-calibrate net.onnx --data data/validation --rule certified --max-drop 1
       dc-calibrate net.onnx --data validation.npz --json
       dc-calibrate net.plan --data data/validation
     """
@@ -65,7 +69,7 @@ def main(
     from ..runtime.errors import DynamicConfidenceError
     from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
-    from .calibrate import calibrate_file
+    from .calibrate import Rule, calibrate_file
 
     if temperature not in ("keep", "fit"):
         try:
@@ -83,8 +87,9 @@ def main(
         pixels,
         label,
         data_name=data.name,
-        rule=cast(Literal["safe", "grid", "exact"], rule),
+        rule=cast(Rule, rule),
         max_drop=max_drop / 100,
+        delta=delta,
         alpha=alpha,
         temperature=chosen_temperature,
         track=lambda starts: progress(starts, "tracing"),

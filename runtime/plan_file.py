@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -43,6 +44,14 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.batch < 1 or not self.targets:
             raise InvalidRecord(f"batch {self.batch}, targets {list(self.targets)}: expected at least 1 of each")
+        for target in self.targets:
+            if not re.fullmatch(r"sm\d+\+?", target):
+                raise InvalidRecord(f"target {target!r}: expected a compute capability such as sm89 or sm80+")
+        if self.onnx in ("", "..") or PurePath(self.onnx).name != self.onnx:
+            raise InvalidRecord(f"onnx {self.onnx!r}: expected the name of a file, without its folder")
+        for name, value in (("onnx_sha256", self.onnx_sha256), ("plan_sha256", self.plan_sha256)):
+            if not re.fullmatch(r"[0-9a-f]{64}", value):
+                raise InvalidRecord(f"{name} {value!r}: expected 64 hexadecimal digits")
 
 
 class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks, else torch's choice]"
 )
-@click.option("--plan", "with_plan", is_flag=True, help="Build the plan as well, as `dc-build` does.")
+@click.option("--plan", "with_plan", is_flag=True, help="Build the plan as well, as `dc-build --force` does.")
 @click.option("--target", "targets", help="GPUs of the plan, as for `dc-build`: sm86,sm89 …")
 @click.option(
     "-o",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -68,7 +69,6 @@ def plan_from_onnx(
             f"{path}: was exported in {manifest.numerics.precision}, expected {precision}. A plan has the precision of "
             f"its graph: export it again with `dc-export model.pt --precision {precision}`, or leave --precision out."
         )
-    source_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:  # before the parser, which takes even an empty file for a network
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -89,7 +89,8 @@ def plan_from_onnx(
         expected=signature_of_manifest(manifest),
         timings=timings,
     )
-    built = _build_alone(backend, job, model.SerializeToString(deterministic=True), report)
+    source = model.SerializeToString(deterministic=True)  # the bytes of the file, as `dc-export` writes it
+    built = _build_alone(backend, job, source, report)
     content = built.plan
     header = plan_header(content)
     if header is None or header.flavour != backend.flavour:
@@ -103,7 +104,7 @@ def plan_from_onnx(
         targets=backend.targets,
         batch=batch,
         onnx=path.name,
-        onnx_sha256=source_sha256,
+        onnx_sha256=hashlib.sha256(source).hexdigest(),
         plan_sha256=hashlib.sha256(content).hexdigest(),
     )
     notes = [said, built.note]
@@ -151,11 +152,9 @@ def _converse(process: subprocess.Popen[bytes], job: Job, content: bytes, report
     """
     assert process.stdin is not None  # a pipe, as is stdout
     assert process.stdout is not None
-    try:
-        with process.stdin as stdin:
-            stdin.write(msgspec.json.encode(job) + b"\n" + content)
-    except BrokenPipeError:
-        return None
+    # A worker that fails at once does not read to the end; what it has to say is on its way all the same.
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+        stdin.write(msgspec.json.encode(job) + b"\n" + content)
     for line in process.stdout:
         answer = msgspec.json.decode(line, type=Answer)
         if isinstance(answer, Progress):

@@ -70,6 +70,9 @@ def self_check(
             _equal(simulated, results["logits"][step], f"{where}: logits of the torch simulation and of the graph")
             _equal(results["logits"][step], trains["logits"][step], f"{where}: logits of the graph and of its probe")
             _equal(simulated.argmax(1), results["label"][step], f"{where}: labels of the simulation and of the graph")
+            if "spikes" in results:
+                counts = np.stack([np.abs(expected.spikes[name]).sum(axis=(1, 2, 3)) for name in spiking], axis=1)
+                _equal(counts, results["spikes"][step], f"{where}: counts of spikes of the oracle and of the graph")
             for name in spiking:
                 train = trains[f"spikes.{name}"].reshape(k, images, *expected.spikes[name].shape[1:])[step]
                 _equal(expected.spikes[name], spikes[name].numpy(), f"{where}, layer {name}: oracle and simulation")

@@ -23,6 +23,8 @@ FINE_ENOUGH = 14
 """The worst case is affordable when it leaves a grid of 2^-14 of the threshold: accuracy does not move there."""
 TOO_COARSE = 8
 """A grid coarser than 2^-8 of the threshold makes another network."""
+COARSEST = 1
+"""The read-out's unit is that of the logits, so any grid that the manifest can hold will do."""
 FINEST = 40
 """A finer grid than this changes no float32; it keeps the exponent finite for a read-out of zeros."""
 MARGIN = 2.0
@@ -56,17 +58,18 @@ def snap(
                 return measured_case(snn, candidate, membranes[layer.name], largest)
             return worst_case(snn, candidate, steps, largest)
 
-        exponent = _exponent(bound(layer))
-        if (exponent < TOO_COARSE and layer is not snn.readout) or not math.isfinite(bound(layer)):
+        exponent, coarsest = _exponent(bound(layer)), COARSEST if layer is snn.readout else TOO_COARSE
+        while exponent >= coarsest:
+            result = rounded(layer, exponent)
+            if bound(result) <= 2.0 ** (FLOAT32_BITS - exponent):
+                break
+            exponent -= 1  # rounding has enlarged the weights
+        else:
             raise DynamicConfidenceError(
                 f"layer '{layer.name}': its sums reach {bound(layer):g} thresholds, which leaves float32 no grid fine "
                 "enough for exact spikes. Its weights are broken or a quantiser's scale is far too small: train again "
                 "with `dc-train`."
             )
-        result = rounded(layer, exponent)
-        while bound(result) > 2.0 ** (FLOAT32_BITS - exponent):  # rounding may have enlarged the weights
-            exponent -= 1
-            result = rounded(layer, exponent)
         grids.append(
             Grid(
                 layer=layer.name,

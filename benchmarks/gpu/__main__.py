@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def main(only: tuple[str, ...], limit: float, output: Path) -> None:
     end = time.monotonic() + limit
     outcomes: list[Outcome] = []
     for name in only or tuple(ITEMS):
-        outcome = run_item(name, end - time.monotonic())
+        outcome = run_item(name, min(end - time.monotonic(), ITEMS[name].seconds))
         outcomes.append(outcome)
         click.secho(f"{outcome.state:8}", fg=STYLES[outcome.state], nl=False)
         click.echo(f"{name:20} {outcome.seconds:6.1f} s  {outcome.detail}")
@@ -75,14 +76,22 @@ def run_item(name: str, limit: float) -> Outcome:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
-        command = [sys.executable, "-m", ITEMS_MODULE, name, str(results)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit)
-        except subprocess.TimeoutExpired:
-            state, detail = "failed", f"stopped after {limit:.0f} s"
-        else:
-            state = STATES.get(done.returncode, "failed")
-            detail = _last_line(done.stdout if state == "passed" else done.stderr, done.returncode)
+        command = [sys.executable, "-m", ITEMS_MODULE, name, str(results), str(limit)]
+        # A session of its own, so that what it has started ends with it.
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        ) as process:
+            try:
+                said, complained = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                state, detail = "failed", f"stopped after {limit:.0f} s"
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            else:
+                state = STATES.get(process.returncode, "failed")
+                detail = _last_line(said if state == "passed" else complained, process.returncode)
         found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
     return Outcome(name, state, detail, round(time.monotonic() - started, 1), found)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -20,7 +20,7 @@ Save = Callable[[Any], None]
 """Keeps what was measured so far, whatever happens next."""
 
 
-def environment(save: Save) -> str:
+def environment(save: Save, seconds: float) -> str:
     from ...runtime.cuda import open_cuda
     from ...runtime.doctor import diagnose
 
@@ -29,7 +29,7 @@ def environment(save: Save) -> str:
         return f"{cuda.device}, {cuda.target}, {cuda.package}"
 
 
-def tests(save: Save) -> str:
+def tests(save: Save, seconds: float) -> str:
     """The tests marked `gpu`, from the repository's own folder."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "tests").is_dir():
@@ -44,37 +44,45 @@ def tests(save: Save) -> str:
     return lines[-1].strip("= ")
 
 
-def parity(what: str, save: Save) -> str:
+def parity(what: str, save: Save, seconds: float) -> str:
     _need_gpu()
     from .parity import parity_of
 
     return parity_of(what, save)
 
 
-def latency(save: Save) -> str:
+def latency(save: Save, seconds: float) -> str:
     _need_gpu()
     from .latency import latency_table
 
-    return latency_table(save)
+    return latency_table(save, seconds)
 
 
-def loop(save: Save) -> str:
+def loop(save: Save, seconds: float) -> str:
     _need_gpu()
     from .loop import loop_on_the_gpu
 
     return loop_on_the_gpu(save)
 
 
-ITEMS: dict[str, Callable[[Save], str]] = {
-    "environment": environment,
-    "tests": tests,
-    "parity-rtx": partial(parity, "rtx"),
-    "parity-tensorrt": partial(parity, "tensorrt"),
-    "parity-ort-cuda": partial(parity, "ort-cuda"),
-    "parity-ort-tensorrt": partial(parity, "ort-tensorrt"),
-    "latency": latency,
-    "loop": loop,
+class Item(NamedTuple):
+    run: Callable[[Save, float], str]
+    """Takes the seconds it has, and returns one line."""
+    seconds: float
+    """At most, of the ten minutes."""
+
+
+ITEMS = {
+    "environment": Item(environment, 30),
+    "parity-rtx": Item(partial(parity, "rtx"), 120),
+    "parity-tensorrt": Item(partial(parity, "tensorrt"), 120),
+    "latency": Item(latency, 240),
+    "tests": Item(tests, 150),
+    "parity-ort-cuda": Item(partial(parity, "ort-cuda"), 60),
+    "parity-ort-tensorrt": Item(partial(parity, "ort-tensorrt"), 90),
+    "loop": Item(loop, 60),
 }
+"""In this order, until the time is up: what was never known before what is known in part."""
 
 
 def _need_gpu() -> None:
@@ -88,15 +96,16 @@ def _need_gpu() -> None:
 @click.command()
 @click.argument("name", type=click.Choice(list(ITEMS)))
 @click.argument("output", type=click.Path(path_type=Path))
+@click.argument("seconds", type=float)
 @command_errors
-def main(name: str, output: Path) -> None:
+def main(name: str, output: Path, seconds: float) -> None:
     """Run one item; exit code 0: passed, 1: failed, 3: cannot run here."""
 
     def save(results: Any) -> None:
         output.write_text(json.dumps(results), encoding="utf-8")
 
     try:
-        click.echo(ITEMS[name](save))
+        click.echo(ITEMS[name].run(save, seconds))
     except (BackendMissing, CheckFailed):
         raise
     except DynamicConfidenceError as error:  # nobody gave it bad input: whatever it was, it did not work

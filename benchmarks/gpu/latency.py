@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,18 +15,17 @@ import numpy as np
 from ...runtime.engine import Engine, open_engine
 from ...runtime.errors import BackendMissing
 from ...runtime.manifest import Precision
-from ...runtime.plan_file import LIBRARIES
+from ...runtime.plan_file import LIBRARIES, Flavour
 from ...runtime.stepping import infer, policy_from_manifest
-from ...runtime.tensorrt_library import load_library
 from ...toolchain.export import ExportOptions, export
 from ...toolchain.self_check import synthetic_pixels
 from ..networks import CIFAR, random_checkpoint
-from .plans import build
+from .plans import build, installed
 
 NETWORKS = ("resnet20", "resnet18", "vgg16")
 STEPS = 16
 STEPS_PER_CALL = (1, 2, 4, 8)
-WARM_UP_S = 0.5
+WARM_UP_S = 0.2
 ROUNDS = 5
 INFERENCES = 20
 """Of one candidate in one round; the rounds go through all candidates, in turn forwards and backwards."""
@@ -33,47 +33,50 @@ VARIANTS = {"plain": (False, False), "graphs": (True, False), "graphs, speculati
 """CUDA graphs, speculation."""
 
 
-def latency_table(save: Callable[[Any], None]) -> str:
+def latency_table(save: Callable[[Any], None], seconds: float) -> str:
     """Measure every flavour that is installed, on random networks and noise images, all T steps, no early exit.
 
-    Each network and precision is one interleaved run; every sample (milliseconds per inference over T) is kept.
+    Each network and precision is one interleaved run; every sample (milliseconds per inference over T) is kept. Where
+    the next run would probably not end within `seconds`, the rest is left out, and the answer says so.
     """
-    flavours = [flavour for flavour in LIBRARIES if _installed(flavour)]
+    flavours: list[Flavour] = [flavour for flavour in LIBRARIES if installed(flavour)]
     if not flavours:
         raise BackendMissing("neither TensorRT nor TensorRT-RTX is installed: `pip install 'dynamic-confidence[rtx]'`.")
     rows: list[dict[str, Any]] = []
-    for architecture in NETWORKS:
-        checkpoint = random_checkpoint(architecture, CIFAR)
-        for precision in get_args(Precision):
-            with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-                candidates: list[tuple[dict[str, Any], Engine]] = []
-                for k in STEPS_PER_CALL:
-                    options = ExportOptions(steps=STEPS, steps_per_call=k, precision=precision)
-                    network = Path(folder) / f"k{k}.onnx"
-                    network.write_bytes(export(checkpoint, "0" * 64, options).content)
-                    about = {"network": architecture, "precision": precision, "k": k}
-                    if k == 1:
-                        candidates.append(({**about, "variant": "cpu"}, stack.enter_context(open_engine(network))))
-                    for flavour in flavours:
-                        plan = build(network, flavour)
-                        for variant, (graphs, speculate) in VARIANTS.items():
-                            engine = stack.enter_context(open_engine(plan, cuda_graphs=graphs, speculate=speculate))
-                            candidates.append(({**about, "flavour": flavour, "variant": variant}, engine))
-                rows += _measure(candidates)
-            save(rows)
+    runs, started, longest = list(product(NETWORKS, get_args(Precision))), time.monotonic(), 0.0
+    for done, (architecture, precision) in enumerate(runs):
+        begun = time.monotonic()
+        if begun - started + 1.5 * longest > seconds:
+            runs = runs[:done]
+            break
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            rows += _measure(list(_candidates(architecture, precision, flavours, Path(folder), stack)))
+        save(rows)
+        longest = max(longest, time.monotonic() - begun)
     best = min((row for row in rows if row["variant"] != "cpu"), key=lambda row: row["ms_per_step"])
     return (
-        f"{len(rows)} rows; fastest: {best['network']} {best['precision']}, K = {best['k']}, {best['variant']}: "
-        f"{best['ms_per_step']:.4f} ms per step"
+        f"{len(runs)} of {len(NETWORKS) * len(get_args(Precision))} runs in the time given; fastest: {best['network']} "
+        f"{best['precision']}, K = {best['k']}, {best['variant']}: {best['ms_per_step']:.4f} ms per step"
     )
 
 
-def _installed(flavour: Any) -> bool:
-    try:
-        load_library(flavour)
-    except BackendMissing:
-        return False
-    return True
+def _candidates(
+    architecture: str, precision: Precision, flavours: list[Flavour], folder: Path, stack: ExitStack
+) -> Iterator[tuple[dict[str, Any], Engine]]:
+    """Open every engine of one run: the CPU's, and per K and flavour the plan in each variant."""
+    checkpoint = random_checkpoint(architecture, CIFAR)
+    for k in STEPS_PER_CALL:
+        network = folder / f"k{k}.onnx"
+        options = ExportOptions(steps=STEPS, steps_per_call=k, precision=precision)
+        network.write_bytes(export(checkpoint, "0" * 64, options).content)
+        about = {"network": architecture, "precision": precision, "k": k}
+        if k == 1:
+            yield {**about, "variant": "cpu"}, stack.enter_context(open_engine(network))
+        for flavour in flavours:
+            plan = build(network, flavour)
+            for variant, (graphs, speculate) in VARIANTS.items():
+                engine = stack.enter_context(open_engine(plan, cuda_graphs=graphs, speculate=speculate))
+                yield {**about, "flavour": flavour, "variant": variant}, engine
 
 
 def _measure(candidates: list[tuple[dict[str, Any], Engine]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from ...runtime.tensorrt_library import load_library
 from ...toolchain.export import ExportOptions, export
 from ...toolchain.self_check import synthetic_pixels
 from ..networks import CIFAR, random_checkpoint
-from .plans import build
+from .plans import build, installed
 
 STEPS = 16
 IMAGES = 20
@@ -55,7 +55,7 @@ def loop_on_the_gpu(save: Callable[[Any], None]) -> str:
     """
     checkpoint = random_checkpoint("resnet20", CIFAR)
     pixels = synthetic_pixels(CIFAR.shape, IMAGES)
-    flavour = "rtx" if _has("tensorrt_rtx") else "tensorrt"
+    flavour = "rtx" if installed("rtx") else "tensorrt"
     with tempfile.TemporaryDirectory() as folder:
         network = Path(folder) / "network.onnx"
         network.write_bytes(export(checkpoint, "0" * 64, ExportOptions(steps=STEPS)).content)
@@ -71,14 +71,6 @@ def loop_on_the_gpu(save: Callable[[Any], None]) -> str:
             )
     ratio = float(np.median(stepping_ms) / np.median(loop_ms))
     return f"{IMAGES} images equal; the loop on the GPU is {ratio:.2f} times as fast as stepping from the host"
-
-
-def _has(module: str) -> bool:
-    try:
-        import_module(module)
-    except ImportError:
-        return False
-    return True
 
 
 def _stepped(plan: Path, pixels: np.ndarray) -> tuple[list[tuple[int, np.ndarray]], list[float]]:
@@ -156,7 +148,11 @@ def _while_graph(
     decide = _kernel(driver, target, stack)
     graph = _done(runtime.cudaGraphCreate(0))
     stack.callback(runtime.cudaGraphDestroy, graph)
-    loop = _done(runtime.cudaGraphConditionalHandleCreate(graph, 1, runtime.cudaGraphCondAssignDefault))
+    loop = _done(
+        runtime.cudaGraphConditionalHandleCreate(
+            graph, 1, runtime.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault
+        )
+    )
     node = runtime.cudaGraphNodeParams()
     node.type = runtime.cudaGraphNodeType.cudaGraphNodeTypeConditional
     node.conditional.handle = loop

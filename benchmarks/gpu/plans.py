@@ -1,10 +1,12 @@
-"""Build a plan for the GPU of this machine, with its sidecar, for the items that run one."""
+"""Plans for the GPU of this machine, for the items that run one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ...runtime.plan_file import CURRENT, json_from_sidecar, sidecar_path
+from ...runtime.errors import BackendMissing
+from ...runtime.plan_file import CURRENT, Flavour, json_from_sidecar, sidecar_path
+from ...runtime.tensorrt_library import load_library
 from ...toolchain.plan_from_onnx import plan_from_onnx
 
 
@@ -20,3 +22,12 @@ def build(network: Path, flavour: str, batch: int = 1) -> Path:
     path.write_bytes(plan.content)
     sidecar_path(path).write_bytes(json_from_sidecar(plan.sidecar))
     return path
+
+
+def installed(flavour: Flavour) -> bool:
+    """Whether the library of these plans can be loaded."""
+    try:
+        load_library(flavour)
+    except BackendMissing:
+        return False
+    return True

@@ -12,7 +12,7 @@ from ..engine import EngineOptions, StepOutput
 from ..errors import DynamicConfidenceError
 from ..manifest import Dim, Manifest
 from ..onnx_file import read_onnx
-from .onnxruntime_session import check_options, start_session
+from .onnxruntime_session import check_options, first_run, start_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,6 +52,8 @@ class OnnxRuntimeEngine:
         first = [self._initial[state.initial] for state in manifest.states]
         pairs = ((self._states[0], self._states[1]), (self._states[1], self._states[0]), (first, self._states[0]))
         self._bindings = [self._bind(session, sources, targets) for sources, targets in pairs]
+        if options.provider != "cpu":
+            first_run(session, self._bindings[FIRST], options.provider)
         self.reset(manifest.calibration.scale)
 
     def __enter__(self) -> OnnxRuntimeEngine:

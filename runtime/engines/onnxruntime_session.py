@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..engine import EngineOptions, Provider
 from ..errors import BackendMissing, DynamicConfidenceError
 from ..gpu import device_target
+from ..tensorrt_library import one_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -120,9 +121,8 @@ def start_session(content: bytes, path: Path, wanted: EngineOptions) -> tuple[on
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     onnxruntime.set_default_logger_severity(3)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    providers = [(KINDS["cuda"].name, EXACT)]
-    if wanted.provider == "tensorrt":
-        providers.insert(0, kind.name)
+    # TensorRT alone: with CUDA behind it, it could hand over every operator, and nobody would know.
+    providers = [kind.name if wanted.provider == "tensorrt" else (kind.name, EXACT)]
     session, failure = None, None
     with _native_log() as log:
         # CUDA from pip lies where only this function looks. It prints what it does not find; the log says so, too.
@@ -136,6 +136,23 @@ def start_session(content: bytes, path: Path, wanted: EngineOptions) -> tuple[on
         raise _fault(onnxruntime, wanted.provider, log[0], failure) from failure
     sys.stderr.write(log[0])
     return session, backend
+
+
+def first_run(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding, provider: Provider) -> None:
+    """Run once on a GPU: its first call compiles, and TensorRT builds its engine there, which may fail.
+
+    Raises: as `start_session`.
+    """
+    refused: Exception | None = None
+    with _native_log() as log:
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # noqa: BLE001 — ONNX Runtime has no class of its own for what a provider refuses
+            refused = error
+    if refused is not None:
+        failure = BackendMissing(f"--provider {provider}: its first call failed ({one_line(str(refused))}).")
+        raise _fault(load_onnxruntime(), provider, log[0], failure) from refused
+    sys.stderr.write(log[0])
 
 
 def _session(

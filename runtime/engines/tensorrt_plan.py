@@ -82,14 +82,14 @@ def execution_contexts(
             wanted = signature_of_manifest(plan.manifest)
             check_signature(path, built, signature_of_engine(trt, engine), wanted)
             config, cache = _runtime_config(trt, engine)
-            how, memory = config or trt.ExecutionContextAllocationStrategy.STATIC, None
+            strategy, memory = trt.ExecutionContextAllocationStrategy.STATIC, None
             if hasattr(engine, "device_memory_size_v2"):  # 10.0 allocates by itself
-                how = config or trt.ExecutionContextAllocationStrategy.USER_MANAGED
+                strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
                 size = engine.device_memory_size_v2
                 memory = scratch.enter_context(device_memory(max(size, 1))), size
             for table in layout.tensors:
                 # No other name for a context, or it would outlive the list.
-                contexts.both.append(need(engine.create_execution_context(how), "make a context"))
+                contexts.both.append(need(engine.create_execution_context(config or strategy), "make a context"))
                 _bind(contexts.both[-1], table, wanted, address, memory, stream, need)
             yield contexts
         finally:
@@ -109,7 +109,8 @@ def _bind(
     """Set every shape and address of one direction; `memory`: address and size of what TensorRT computes in."""
     if memory is not None:
         context.set_device_memory(*memory)
-    if context.active_optimization_profile != 0:  # only an engine's first context has one from the start
+    # Only an engine's first context has a profile from the start; since TensorRT 10 contexts may share one.
+    if context.active_optimization_profile != 0:
         need(context.set_optimization_profile_async(0, stream), "take its optimisation profile")
     for name, place in table.items():
         if signature[name].mode == "input" and -1 in signature[name].shape:
@@ -136,7 +137,7 @@ def _runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
     if hasattr(config, "create_runtime_cache"):
         cache = config.create_runtime_cache()
-        config.set_runtime_cache(cache)
+        config.set_runtime_cache(cache)  # where it is refused, each context compiles for itself
     return config, cache
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from dynamic_confidence.benchmarks.gpu import __main__ as gpu
-from dynamic_confidence.benchmarks.gpu import parity
+from dynamic_confidence.benchmarks.gpu import loop, parity
 from dynamic_confidence.benchmarks.gpu.items import ITEMS
 from dynamic_confidence.benchmarks.gpu.loop import compiled_kernel
 from dynamic_confidence.runtime.engine import open_engine
@@ -92,6 +94,30 @@ def test_parity_tells_equal_runs_from_others(exported, pixels: np.ndarray):
     other.logits[0] = np.nan
     with pytest.raises(DynamicConfidenceError, match="logits that are no numbers came back from the GPU"):
         parity._compare(run, other)
+
+
+def test_what_an_item_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    child = f"import time; time.sleep(2); open({str(tmp_path / 'survived')!r}, 'w')"
+    program = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    fake_items(monkeypatch, tmp_path, program)
+    assert gpu.run_item("tests", 1.0).detail == "stopped after 1 s"
+    time.sleep(2)
+    assert not (tmp_path / "survived").exists()
+
+
+def test_the_names_of_cuda_that_the_loop_uses():
+    modules = {name: pytest.importorskip(f"cuda.bindings.{name}") for name in ("runtime", "driver", "nvrtc")}
+    used = set()
+    for node in ast.walk(ast.parse(Path(loop.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            path = ast.unparse(node).split(".")
+            if path[0] in modules:
+                used.add(".".join(path))
+                thing = modules[path[0]]
+                for name in path[1:]:
+                    assert hasattr(thing, name), node.attr
+                    thing = getattr(thing, name)
+    assert {"runtime.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault", "driver.cuLaunchKernel"} <= used
 
 
 @pytest.mark.parametrize("target", ["sm80", "sm120"])

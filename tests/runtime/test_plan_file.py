@@ -152,6 +152,15 @@ def test_a_folder_with_a_space(plan: Path):
         (lambda s: s["engine"].update(flavour="trt"), "Invalid enum value 'trt' - at `$.engine.flavour`"),
         (lambda s: s["engine"].update(batch=0), "batch 0, targets ['sm86', 'sm89']: expected at least 1 of each"),
         (lambda s: s["engine"].update(targets=[]), "batch 4, targets []: expected at least 1 of each"),
+        (
+            lambda s: s["engine"].update(targets=["sm80+\x1b[2J"]),
+            r"target 'sm80+\x1b[2J': expected a compute capability",
+        ),
+        (lambda s: s["engine"].update(onnx="a/b.onnx"), "onnx 'a/b.onnx': expected the name of a file, without its"),
+        (lambda s: s["engine"].update(onnx=""), "onnx '': expected the name of a file"),
+        (lambda s: s["engine"].update(onnx=".."), "onnx '..': expected the name of a file"),
+        (lambda s: s["engine"].update(onnx_sha256="ab"), "onnx_sha256 'ab': expected 64 hexadecimal digits"),
+        (lambda s: s["engine"].update(plan_sha256="F" * 64), "FFF': expected 64 hexadecimal digits"),
         (lambda s: s["manifest"].update(version=2), "version 2, this release reads version 1"),
     ],
 )

@@ -20,7 +20,7 @@ from dynamic_confidence.calib.dc_calibrate import main as dc_calibrate
 from dynamic_confidence.runtime import cli
 from dynamic_confidence.runtime.engine import CudaBinding, EngineOptions, Provider, open_engine
 from dynamic_confidence.runtime.engines import onnxruntime_session as module
-from dynamic_confidence.runtime.engines.onnxruntime_session import KINDS, load_onnxruntime, start_session
+from dynamic_confidence.runtime.engines.onnxruntime_session import KINDS, first_run, load_onnxruntime, start_session
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
 from dynamic_confidence.runtime.stepping import run_to_the_end
 
@@ -195,10 +195,26 @@ def test_what_a_session_is_asked_for(machine, capfd, provider: Provider):
     severity, (options, arguments, tf32) = calls
     assert (severity, tf32) == (3, "0")
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-    cuda = ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"})
-    expected = [cuda] if provider == "cuda" else ["TensorrtExecutionProvider", cuda]
-    assert arguments == {"providers": expected, "enable_fallback": False}
+    expected = {
+        "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}),
+        "tensorrt": "TensorrtExecutionProvider",  # alone: nothing may slip to another one
+    }
+    assert arguments == {"providers": [expected[provider]], "enable_fallback": False}
     assert capfd.readouterr() == ("", "a warning of ONNX Runtime\n")
+
+
+def test_a_first_call_that_fails(capfd):
+    """TensorRT builds for a dynamic batch in the first call."""
+
+    def run(binding: object) -> None:
+        os.write(2, b"a word of native code\n")
+        raise RuntimeError("TensorRT EP failed to create engine\nfrom network")
+
+    message = r"^--provider tensorrt: its first call failed \(TensorRT EP failed to create engine from network\)\.$"
+    with pytest.raises(BackendMissing, match=message):
+        first_run(SimpleNamespace(run_with_iobinding=run), None, "tensorrt")  # type: ignore[arg-type]
+    first_run(SimpleNamespace(run_with_iobinding=lambda binding: None), None, "tensorrt")  # type: ignore[arg-type]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

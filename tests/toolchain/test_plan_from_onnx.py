@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,14 @@ import msgspec
 import pytest
 from onnx import TensorProto, helper
 
-from dynamic_confidence.runtime.errors import CheckFailed, DynamicConfidenceError
+from dynamic_confidence.runtime.errors import BackendMissing, CheckFailed, DynamicConfidenceError
 from dynamic_confidence.runtime.onnx_file import read_onnx
 from dynamic_confidence.runtime.plan_file import PORTABLE, plan_header
 from dynamic_confidence.toolchain import plan_from_onnx as module
 from dynamic_confidence.toolchain import plan_worker
 from dynamic_confidence.toolchain.plan_backend import Backend
 from dynamic_confidence.toolchain.plan_from_onnx import plan_from_onnx
-from dynamic_confidence.toolchain.plan_worker import build
+from dynamic_confidence.toolchain.plan_worker import Job, build
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 FORMS = [
@@ -81,6 +82,7 @@ def test_the_configuration(rtx):
     assert not config.get_flag(rtx.BuilderFlag.TF32)
     assert config.profiling_verbosity == rtx.ProfilingVerbosity.DETAILED
     assert config.max_aux_streams == 0
+    assert config.get_flag(rtx.BuilderFlag.REQUIRE_USER_ALLOCATION)
     found = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
     assert found == [rtx.ComputeCapability.SM86, rtx.ComputeCapability.SM120]
 
@@ -137,6 +139,16 @@ def test_a_worker_that_dies(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(CheckFailed, match=message):
         plan_from_onnx(exported(), flavour="rtx")
+
+
+def test_a_worker_that_fails_before_it_has_read_all():
+    """More than a pipe holds: its reason must arrive although nobody reads the rest of the network."""
+    if find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed: this needs a library that is not")
+    job = Job("tensorrt", ("sm87",), "net.onnx", "net", 1, {})
+    backend = Backend("tensorrt", SimpleNamespace(__version__="10.3.0"), ("sm87",))
+    with pytest.raises(BackendMissing, match="TensorRT is not installed"):
+        module._build_alone(backend, job, bytes(5_000_000), lambda phase, done, total: None)
 
 
 def graph(op: str, outputs: int = 1) -> bytes:

@@ -155,14 +155,16 @@ def test_the_rounding_check_finds_a_wrong_weight(checkpoint: Checkpoint, pixels:
     assert rounding_check(snn, deployed, probed, manifest, images).spikes > 0
     layer = snn.layers[2]
     wrong = [scale_weights(model, f"{layer.name}/i0/w", factor) for model in (deployed, probed)]
-    with pytest.raises(CheckFailed, match=rf"call 1, layer {layer.name}: the membranes do not add up, by .* more than"):
+    with pytest.raises(
+        CheckFailed, match=rf"call 1, layer {layer.name}: (the membranes do not add|spikes that the membr)"
+    ):
         rounding_check(snn, *wrong, manifest, images)
 
 
 def test_the_rounding_check_finds_a_graph_that_is_not_the_probed_one(checkpoint: Checkpoint, pixels: np.ndarray):
     snn, (deployed, probed), manifest, images = half_precision(checkpoint, pixels)
     wrong = scale_weights(deployed, f"{snn.layers[2].name}/i0/w", 1.1)
-    with pytest.raises(CheckFailed, match="the graph and its probe differ"):
+    with pytest.raises(CheckFailed, match="of the graph and of its probe differ"):
         rounding_check(snn, wrong, probed, manifest, images)
 
 

@@ -69,7 +69,8 @@ def main(
     """Export MODEL (a model.pt with quantised activations) as one ONNX file that runs K time steps per call.
 
     Before anything is written, the graph is stepped side by side with a torch simulation and a float64 oracle: logits,
-    spikes of every layer and exit steps must be equal, bit for bit. In half precision every layer must add up instead.
+    spikes of every layer and exit steps must be equal, bit for bit. In half precision each step must follow from the
+    last one instead.
 
     \b
     Examples:
@@ -161,7 +162,7 @@ def _text(exported: Exported, facts: dict[str, Any]) -> str:
     )
     if manifest.numerics.precision == "fp16":
         return (
-            f"{made}self-check: every membrane adds up within half precision on {extent}\n"
+            f"{made}self-check: every step follows from the last, within half precision, on {extent}\n"
             f"approximate: {100 * check.equal_labels:.1f} % of the labels and {100 * check.equal_exits:.1f} % of the "
             "exit steps are those without rounding; another engine may round otherwise"
         )

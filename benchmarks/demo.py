@@ -45,6 +45,8 @@ def main(folder: Path, epochs: int) -> None:
     recipe = ("--architecture", "resnet8", "--width", 8, "--epochs", epochs, "--fresh")
     _run("dc-train", "--data", digits / "train", *recipe, "-o", model)
     _say("3  Convert it to spiking networks, by both methods, and check them bit for bit")
+    for network in networks.values():
+        network.unlink(missing_ok=True)  # of an earlier demo, calibrated
     _run("dc-export", model, "--method", "qcfs", "-T", 8, "-o", networks["qcfs"])
     _run("dc-export", model, "--method", "qffs", "-o", networks["qffs"])
     _say("4  Calibrate when to stop, on images that are neither trained on nor tested with")

@@ -168,7 +168,9 @@ def _recorded(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         before = {**record["machine"], **{key: record["results"][key] for key in settings}}
         found = record["results"]["cells"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DynamicConfidenceError(f"{path}: not a record of this study ({error!r}). Choose another -o.") from error
+        raise DynamicConfidenceError(
+            f"{path}: not a record of this study ({type(error).__name__}). Choose another -o."
+        ) from error
     now = {**machine(), **settings}
     different = sorted(key for key in now if key != "commit" and now[key] != before.get(key))
     if different:

@@ -160,6 +160,12 @@ def calibrate_file(
         temperature = current.temperature
     current = msgspec.structs.replace(current, alpha=float(alpha), temperature=float(temperature))
     report = calibrate(trace, current, rule=rule, max_drop=max_drop, delta=delta, data_name=data_name)
+    if rule == "certified" and report.chosen.threshold >= 1.0:
+        raise DynamicConfidenceError(
+            f"{data_name}: its {trace.samples} images certify no threshold for a drop of {100 * max_drop:g} points "
+            f"with probability {1 - delta:g}. Nothing was changed. Give more images, or allow more: "
+            f"--max-drop {200 * max_drop:g}."
+        )
     write_calibration(path, report.calibration)
     return report
 

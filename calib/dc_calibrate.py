@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .thresholds import OperatingPoint
 
 ROWS = 12
+DELTA = 0.1
 
 
 @click.command()
@@ -30,7 +31,7 @@ ROWS = 12
     "certified: those that lose at most --max-drop on all data like this, with probability 1 - --delta.",
 )
 @click.option("--max-drop", type=float, default=0.0, show_default=True, help="Accuracy that may be lost, in points.")
-@click.option("--delta", type=float, default=0.1, show_default=True, help="Risk of a certified threshold being wrong.")
+@click.option("--delta", type=float, help=f"Probability that a certified threshold is wrong. [default: {DELTA}]")
 @click.option("--alpha", type=float, help="Divisor of the logits. [default: T (qcfs), levels of the quantiser (qffs)]")
 @click.option("--temperature", default="keep", show_default=True, help="keep, fit, or a number; multiplies alpha.")
 @engine_options
@@ -42,7 +43,7 @@ def main(
     data: Path,
     rule: str,
     max_drop: float,
-    delta: float,
+    delta: float | None,
     alpha: float | None,
     temperature: str,
     as_json: bool,
@@ -80,6 +81,11 @@ def main(
         chosen_temperature = cast(Literal["keep", "fit"], temperature)
     if max_drop < 0:
         raise DynamicConfidenceError(f"--max-drop {max_drop:g}: expected 0 or more points (0.5 is half a point).")
+    if delta is not None and rule != "certified":
+        raise DynamicConfidenceError(f"--delta {delta:g} is for --rule certified. Leave it out.")
+    if rule == "certified" and not max_drop > 0:
+        raise DynamicConfidenceError("--rule certified needs --max-drop above 0, in points: --max-drop 1 (one point).")
+    risk = DELTA if delta is None else delta
     manifest = read_manifest(network)
     pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
     report = calibrate_file(
@@ -89,7 +95,7 @@ def main(
         data_name=data.name,
         rule=cast(Rule, rule),
         max_drop=max_drop / 100,
-        delta=delta,
+        delta=risk,
         alpha=alpha,
         temperature=chosen_temperature,
         track=lambda starts: progress(starts, "tracing"),
@@ -97,8 +103,12 @@ def main(
     )
     if as_json:
         click.echo(json.dumps(_plain(report)))
-    else:
-        _show(network, data, report)
+        return
+    promise = (
+        f"With probability {1 - risk:g} over the choice of these images, accuracy on others like them drops by at most "
+        f"{max_drop:g} points."
+    )
+    _show(network, data, report, promise if rule == "certified" else "")
 
 
 def _plain(report: CalibrationReport) -> dict[str, object]:
@@ -116,7 +126,7 @@ def _rows(report: CalibrationReport) -> list[OperatingPoint]:
     return sorted(shown, key=lambda point: point.mean_steps)
 
 
-def _show(network: Path, data: Path, report: CalibrationReport) -> None:
+def _show(network: Path, data: Path, report: CalibrationReport, promise: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -141,7 +151,7 @@ def _show(network: Path, data: Path, report: CalibrationReport) -> None:
     console.print(
         f"{network}: alpha {calibration.alpha:g}, temperature {calibration.temperature:.4g}, threshold "
         f"{calibration.threshold:.4g}, from {calibration.samples} images of {data}.",
-        "These numbers are fitted to this data: report accuracies on other images only.",
+        promise or "These numbers are fitted to this data: report accuracies on other images only.",
         sep="\n",
         highlight=False,
         markup=False,

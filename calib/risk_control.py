@@ -33,8 +33,8 @@ def certified_points(
     """
     if not 0.0 < max_drop <= 1.0:
         raise DynamicConfidenceError(
-            f"max_drop {max_drop:g}: a guarantee must allow some drop, expected a fraction above 0 and up to 1 (0.01 "
-            "is one point)."
+            f"a drop of {100 * max_drop:g} points: a certified threshold must be allowed to lose something, expected "
+            "more than 0 and up to 100 points (--max-drop 1)."
         )
     if not 0.0 < delta < 1.0:
         raise DynamicConfidenceError(f"delta {delta:g}: expected a probability between 0 and 1, such as 0.1.")

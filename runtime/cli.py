@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec, TypeVar
@@ -33,16 +37,23 @@ def command_errors(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with _terminated_like_interrupted():
+                return function(*args, **kwargs)
         except DynamicConfidenceError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
+        except MemoryError as error:
+            click.echo(f"Error: not enough memory ({error}). Use a smaller --batch, or close other programs.", err=True)
+            sys.exit(DynamicConfidenceError.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(INTERRUPTED)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click's own
-        except Exception:  # noqa: BLE001 — whatever it is, it must not look like a failed check
+        except Exception as error:  # noqa: BLE001 — whatever it is, it must not look like a failed check
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+                click.echo("Error: the output cannot be written (no space left there). Send it elsewhere.", err=True)
+                sys.exit(DynamicConfidenceError.exit_code)
             traceback.print_exc()
             click.echo(
                 "Internal error: this is a fault of dynamic-confidence. Report it with the text above.", err=True
@@ -50,6 +61,23 @@ def command_errors(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(INTERNAL_ERROR)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-written is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def engine_options(command: Callable[P, R]) -> Callable[P, R]:

@@ -22,6 +22,7 @@ from .tensorrt_library import MODULES, load_library
 
 State = Literal["ok", "missing", "broken"]
 BASE = ("click", "msgspec", "numpy", "onnx", "Pillow", "rich")
+_NOT_USABLE: dict[State, str] = {"missing": "not installed", "broken": "installed, cannot be used"}
 CUDA_PACKAGES = {"cuda-bindings": "bindings", "pycuda": "pycuda"}
 """Package -> our module in `runtime/cuda/` that loads it."""
 
@@ -132,7 +133,8 @@ def _onnxruntime() -> Iterator[Finding]:
     try:
         onnxruntime = load_onnxruntime()
     except BackendMissing as error:
-        yield Finding("onnxruntime", _absent("onnxruntime"), "cannot be used", str(error))
+        state = _absent("onnxruntime")
+        yield Finding("onnxruntime", state, _NOT_USABLE[state], str(error))
         return
     available = onnxruntime.get_available_providers()
     yield Finding("onnxruntime", "ok", f"{onnxruntime.__version__}, with {', '.join(available)}")
@@ -163,7 +165,8 @@ def _tensorrt(flavour: Flavour) -> Finding:
     try:
         library = load_library(flavour)
     except BackendMissing as error:
-        return Finding(LIBRARIES[flavour], _absent(MODULES[flavour]), "cannot be used", str(error))
+        state = _absent(MODULES[flavour])
+        return Finding(LIBRARIES[flavour], state, _NOT_USABLE[state], str(error))
     return Finding(LIBRARIES[flavour], "ok", library.__version__)
 
 

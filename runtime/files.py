@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if error.filename not in (None, str(part), str(target)):
             raise  # of the block, about another file
         if not target.parent.exists():
-            raise DynamicConfidenceError(f"{path}: its folder does not exist: mkdir -p {path.parent}") from error
+            raise DynamicConfidenceError(
+                f"{path}: its folder does not exist: mkdir -p {shlex.quote(str(path.parent))}"
+            ) from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DynamicConfidenceError(
             f"{path}: cannot write there ({error.strerror}). "

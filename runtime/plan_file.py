@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 from pathlib import Path, PurePath
@@ -80,7 +81,8 @@ def plan_header(content: bytes) -> PlanHeader | None:
 
 
 def sidecar_path(path: Path) -> Path:
-    """`net.plan` -> `net.plan.json`"""
+    """`net.plan` -> `net.plan.json`; a link's plan and sidecar lie together where it leads."""
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     return path.with_name(f"{path.name}.json")
 
 

@@ -77,5 +77,6 @@ def main(
         batch=batch,
         precision=precision,
         timing_cache=timing_cache,
+        force=force,
     )
     click.echo(json.dumps(facts) if as_json else describe_plan(facts))

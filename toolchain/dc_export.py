@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks, else torch's choice]"
 )
-@click.option("--plan", "with_plan", is_flag=True, help="Build the plan as well, as `dc-build --force` does.")
+@click.option("--plan", "with_plan", is_flag=True, help="Build the plan as well, as `dc-build` does.")
 @click.option("--target", "targets", help="GPUs of the plan, as for `dc-build`: sm86,sm89 …")
 @click.option(
     "-o",
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="[default: MODEL_METHOD.onnx beside MODEL; MODEL_METHOD_int8.onnx in another precision]",
 )
+@click.option("--force", is_flag=True, help="Replace a network, or a plan, that has been calibrated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the export.")
 @click.version_option(package_name="dynamic-confidence")
 @command_errors
@@ -64,6 +65,7 @@ def main(
     with_plan: bool,
     targets: str | None,
     output: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Export MODEL (a model.pt with quantised activations) as one ONNX file that runs K time steps per call.
@@ -102,10 +104,13 @@ def main(
     output = output or model.with_name(f"{model.stem}_{method}{suffix}.onnx")
     if output.suffix != ".onnx":
         raise DynamicConfidenceError(f"{output}: an exported network is named .onnx: -o {output.with_suffix('.onnx')}")
-    plan = None
-    if with_plan:  # what it needs, before the long work
+    plan = output.with_suffix(".plan") if with_plan else None
+    for path in (output,) if plan is None else (output, plan):
+        if not force:
+            _refuse_calibrated(path)
+    if plan is not None:  # what it needs, before the long work
         open_backend("auto", target_names(targets))
-        plan = plan_path(output.with_suffix(".plan"), force=True)
+        plan_path(output, plan, force=True)
     elif targets is not None:
         raise DynamicConfidenceError(f"--target {targets} is for a plan: add --plan, or leave it out.")
     use_threads(threads, operations_per_batch(checkpoint, CHECK_IMAGES))
@@ -125,7 +130,7 @@ def main(
         calibration = exported.manifest.calibration
         if data is not None and calibrate_on is not None:
             calibration = calibrate_file(part, *data, data_name=calibrate_on.name, threads=threads).calibration
-    facts = {
+    facts: dict[str, Any] = {
         "output": str(output),
         "bytes": len(exported.content),
         **describe(exported.manifest),
@@ -133,22 +138,40 @@ def main(
         "settles_on_the_quantised_network_after": exported.settled,
         "self_check": msgspec.to_builtins(exported.check),
         "seconds": round(time.perf_counter() - started, 2),
-        "plan": None if plan is None else write_plan(output, plan, targets=target_names(targets)),
     }
+    if not as_json:  # before the plan, which may fail when the network is there
+        click.echo(_text(exported, facts))
+    built = None if plan is None else write_plan(output, plan, targets=target_names(targets), force=True)
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps({**facts, "plan": built}))
         return
-    click.echo(_text(exported, facts))
+    if built is not None:
+        click.echo(describe_plan(built))
     if calibration.data is None:
-        click.echo(f"next: dc-calibrate {output} --data DIR   (until then every input runs all its steps)")
+        again = "" if plan is None else f", then dc-build {output} --force: the plan has a calibration of its own"
+        click.echo(f"next: dc-calibrate {output} --data DIR{again}   (until then every input runs all its steps)")
     else:
         click.echo(
             f"calibrated on {calibration.samples} images of {calibrate_on}: temperature {calibration.temperature:.4g}, "
             f"threshold {calibration.threshold:.4g}, there {calibration.expected_mean_steps:.2f} steps and "
             f"{100 * (calibration.expected_accuracy or 0):.2f} % on average; report accuracies on other images"
         )
-    if facts["plan"] is not None:
-        click.echo(describe_plan(facts["plan"]))
+
+
+def _refuse_calibrated(path: Path) -> None:
+    """Raise DynamicConfidenceError for a file whose calibration would be lost; a broken one has none."""
+    from ..runtime.errors import DynamicConfidenceError
+    from ..runtime.network_file import read_manifest
+
+    try:
+        calibration = read_manifest(path).calibration
+    except DynamicConfidenceError:
+        return
+    if calibration.data is not None:
+        raise DynamicConfidenceError(
+            f"{path}: exists and is calibrated on {calibration.data} (threshold {calibration.threshold:.4g}). Replace "
+            "it with --force, or choose another place with -o."
+        )
 
 
 def _text(exported: Exported, facts: dict[str, Any]) -> str:

@@ -56,9 +56,16 @@ def open_backend(flavour: str = "auto", targets: tuple[str, ...] = ()) -> Backen
     if unknown or (PORTABLE in wanted and len(wanted) > 1):
         raise DynamicConfidenceError(
             f"target {', '.join(map(str, unknown or wanted))}: {Backend(chosen, module, ())} builds for "
-            f"{', '.join(_known(module))}, {CURRENT}, or {PORTABLE} alone. Choose among them with --target."
+            f"{', '.join(_known(module))}, {CURRENT}, or {PORTABLE} alone. Choose among them with --target"
+            f"{_jetson(unknown)}."
         )
     return Backend(chosen, module, tuple(map(str, wanted)))
+
+
+def _jetson(targets: list[Any]) -> str:
+    """A hint for who names a Jetson."""
+    jetson = {"sm87", "sm110"} & set(targets)
+    return f"; {' and '.join(sorted(jetson))}, a Jetson, builds its own (docs/jetson.md)" if jetson else ""
 
 
 def _choose(here: str | None, targets: tuple[str, ...]) -> Flavour:

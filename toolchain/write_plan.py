@@ -32,8 +32,15 @@ def plan_path(network: Path, output: Path | None = None, *, force: bool = False)
 
 
 def target_names(text: str | None) -> tuple[str, ...]:
-    """`sm86, SM89` -> `("sm86", "sm89")`"""
-    return tuple(name.strip().lower() for name in (text or "").split(",") if name.strip())
+    """`sm86, SM89` -> `("sm86", "sm89")`. Raises: DynamicConfidenceError for a text without a name."""
+    if text is None:
+        return ()
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not names:
+        raise DynamicConfidenceError(
+            f"--target '{text}': expected GPUs such as sm86,sm89. Leave it out for the default."
+        )
+    return names
 
 
 def write_plan(
@@ -45,6 +52,7 @@ def write_plan(
     batch: int = 1,
     precision: Precision | None = None,
     timing_cache: bool = True,
+    force: bool = False,
 ) -> Facts:
     """Build the plan of an exported network with bars on stderr, write both files, and return what there is to say.
 
@@ -62,6 +70,7 @@ def write_plan(
             timing_cache=timing_cache,
             report=report,
         )
+        plan_path(network, output, force=force)  # somebody else may have built it meanwhile
         part.write_bytes(plan.content)
         sidecar_part.write_bytes(json_from_sidecar(plan.sidecar))
     for note in plan.notes:

@@ -117,9 +117,9 @@ def test_a_network_that_gets_worse_when_it_stops_early_hardly_may():
 @pytest.mark.parametrize(
     ("max_drop", "delta", "message"),
     [
-        (0.0, 0.1, r"max_drop 0: a guarantee must allow some drop, expected a fraction above 0"),
-        (1.5, 0.1, r"max_drop 1\.5: a guarantee must allow some drop"),
-        (math.nan, 0.1, r"max_drop nan"),
+        (0.0, 0.1, r"a drop of 0 points: a certified threshold must be allowed to lose something"),
+        (1.5, 0.1, r"a drop of 150 points"),
+        (math.nan, 0.1, r"a drop of nan points"),
         (0.1, 0.0, r"delta 0: expected a probability between 0 and 1"),
         (0.1, 1.0, r"delta 1: expected a probability between 0 and 1"),
     ],

@@ -279,10 +279,28 @@ def test_a_full_disk(network: Path, tmp_path: Path):
     assert NO_SPACE.fullmatch(done.stderr), done.stderr
 
 
+@needs_rtx
+def test_a_plan_that_was_built_meanwhile_is_kept(network: Path, monkeypatch: pytest.MonkeyPatch):
+    build = plan_module.plan_from_onnx
+
+    def while_another_one(path: Path, **given: object) -> plan_module.Plan:
+        network.with_suffix(".plan").write_bytes(b"another's")
+        return build(path, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(write_plan, "plan_from_onnx", while_another_one)
+    result = run(network)
+    assert result.exit_code == 2
+    assert "net.plan: exists already" in result.stderr
+    assert network.with_suffix(".plan").read_bytes() == b"another's"
+
+
 @pytest.mark.parametrize("older", [{}, OLDER], ids=["fresh", "older"])
 @needs_rtx
-def test_ctrl_c_during_the_build(exported: Callable[..., Path], tmp_path: Path, older: dict[str, bytes]):
-    """As a terminal sends it, to command and worker, in the middle of a build of some seconds."""
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_a_build_that_is_stopped(
+    exported: Callable[..., Path], tmp_path: Path, older: dict[str, bytes], stop: signal.Signals
+):
+    """In the middle of a build of some seconds: Ctrl-C goes to command and worker, as a terminal sends it."""
     network = tmp_path / "net.onnx"
     network.write_bytes(exported(method="qffs", steps=4, steps_per_call=24).read_bytes())
     for name, data in older.items():
@@ -294,9 +312,13 @@ def test_ctrl_c_during_the_build(exported: Callable[..., Path], tmp_path: Path, 
     ) as process:
         worker = wait_for(lambda: worker_that_builds(process.pid))
         assert {name for name in os.listdir(tmp_path) if ".part" in name}, "the files that become plan and sidecar"
-        os.killpg(process.pid, signal.SIGINT)
+        if stop == signal.SIGINT:
+            os.killpg(process.pid, stop)
+        else:
+            process.send_signal(stop)
         stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout, stderr) == (130, "", "Interrupted.\n")
+    said = "Interrupted.\n" if stop == signal.SIGINT else ""
+    assert (process.returncode, stdout, stderr) == (128 + stop, "", said)
     assert contents(tmp_path) == before
     assert not Path(f"/proc/{worker}").exists()
 

@@ -272,3 +272,29 @@ def test_a_temperature_that_does_not_exist_is_not_invented(network, pixels, tmp_
     assert "own.npz: no temperature fits best (every answer is right, for example)" in result.stderr
     with pytest.raises(DynamicConfidenceError, match=r"max_drop -0\.1: expected a fraction of 0 or more"):
         calibrate_file(network, pixels, label, data_name="own", max_drop=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--delta", 0.2), "--delta 0.2 is for --rule certified. Leave it out."),
+        (("--rule", "certified"), "--rule certified needs --max-drop above 0, in points: --max-drop 1 (one point)."),
+        (
+            ("--rule", "certified", "--max-drop", 0.5),
+            "its 64 images certify no threshold for a drop of 0.5 points with probability 0.9. Nothing was changed.",
+        ),
+    ],
+)
+def test_a_promise_that_cannot_be_made(network: Path, data: Path, options: tuple[object, ...], message: str):
+    before = network.read_bytes()
+    result = run(network, "--data", data, *options)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert network.read_bytes() == before
+
+
+def test_a_promise_is_said(network: Path, data: Path):
+    result = run(network, "--data", data, "--rule", "certified", "--max-drop", 50)
+    assert result.exit_code == 0, result.output
+    assert "With probability 0.9 over the choice of these images, accuracy on others" in result.stdout
+    assert read_onnx(network)[1].calibration.rule == "certified, max drop 0.5, delta 0.1"

@@ -79,7 +79,7 @@ def test_without_any_backend(monkeypatch: pytest.MonkeyPatch):
         ("TensorRT", "pip install 'dynamic-confidence[trt]'` (on a Jetson it comes with JetPack)"),
         ("TensorRT-RTX", "pip install 'dynamic-confidence[rtx]'"),
     ):
-        assert (found[name].state, found[name].found) == ("missing", "cannot be used")
+        assert (found[name].state, found[name].found) == ("missing", "not installed")
         assert f"`{command}" in found[name].remedy
     assert found["pycuda"] == Finding("pycuda", "missing", "not installed", "")
     remedy = "Install cuda-bindings with `pip install cuda-bindings`: plans need it, or pycuda."
@@ -99,7 +99,7 @@ def test_the_real_command_on_a_base_install():
     )
     assert done.returncode == 3
     assert done.stderr == (
-        "Error: --require cpu: onnxruntime is missing (cannot be used): ONNX Runtime is not installed. Install it with "
+        "Error: --require cpu: onnxruntime is missing (not installed): ONNX Runtime is not installed. Install it with "
         "`pip install 'dynamic-confidence[cpu]'`.\n"
     )
     assert "- ONNX Runtime is not installed. Install it with `pip install 'dynamic-confidence[cpu]'`.\n" in done.stdout

@@ -20,6 +20,8 @@ from click.testing import CliRunner, Result
 from dynamic_confidence.models.checkpoint import Checkpoint, save_checkpoint, sha256_of
 from dynamic_confidence.models.registry import build
 from dynamic_confidence.runtime.errors import BackendMissing, CheckFailed
+from dynamic_confidence.runtime.manifest import Calibration
+from dynamic_confidence.runtime.network_file import read_manifest, write_calibration
 from dynamic_confidence.runtime.onnx_file import read_onnx
 from dynamic_confidence.runtime.plan_file import read_plan
 from dynamic_confidence.toolchain import export as export_module
@@ -217,12 +219,29 @@ def test_a_plan_in_the_same_command(model: Path, tmp_path: Path):
     assert json.loads(result.stdout)["plan"]["engine"]["plan_sha256"] == plan.engine.plan_sha256
     again = run(model, "-T", 6, "--precision", "int8", "--plan", "--target", "sm89")
     assert again.exit_code == 0, again.output  # the plan goes with its network
+    assert "--force: the plan has a calibration of its own" in again.stdout
     assert "model_qcfs_int8.plan.json: its manifest; keep both together" in again.stdout
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".plan"])
+def test_a_calibration_is_not_lost(model: Path, tmp_path: Path, suffix: str):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    net = tmp_path / "net.onnx"
+    assert run(model, "-T", 6, "-o", net, "--plan").exit_code == 0
+    write_calibration(net.with_suffix(suffix), Calibration(alpha=6.0, threshold=0.6, data="val"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    message = f"net{suffix}: exists and is calibrated on val (threshold 0.6). Replace it with --force"
+    refused(run(model, "-T", 6, "-o", net, "--plan"), message, tmp_path, set(before))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert run(model, "-T", 6, "-o", net, "--plan", "--force").exit_code == 0
+    assert read_manifest(net.with_suffix(suffix)).calibration.data is None
 
 
 @pytest.mark.parametrize(
     ("options", "message", "code"),
     [
+        (("--plan", "--target", ","), "--target ',': expected GPUs such as sm86,sm89", 2),
+        (("--plan", "--target", "sm87"), "sm87, a Jetson, builds its own (docs/jetson.md)", 2),
         (("--target", "sm89"), "--target sm89 is for a plan: add --plan, or leave it out", 2),
         (("--plan", "--target", "sm1"), "target sm1: TensorRT-RTX", 2),
     ],

@@ -132,6 +132,13 @@ def test_a_missing_sidecar(plan: Path):
     refused(plan, "net.plan.json: no such file. It belongs to the plan: move both together, or build them again", GUESS)
 
 
+def test_a_link_to_a_plan(plan: Path, tmp_path: Path):
+    link = tmp_path / "elsewhere" / "link.plan"
+    link.parent.mkdir()
+    link.symlink_to(plan)
+    assert read_plan(link) == read_plan(plan)
+
+
 def test_a_folder_with_a_space(plan: Path):
     folder = plan.parent / "my plans"
     folder.mkdir()

@@ -126,7 +126,6 @@ def test_a_gpu_among_the_targets(targets: tuple[str, ...], gpu: str):
             "sm75",
             "was built for sm80+, this GPU is sm75 (a GPU)|--flavour rtx --target sm75 --batch",
         ),
-        (BUILT, ("sm80x",), "sm80", "was built for sm80x, this GPU is sm80|--target sm80 "),
         (ON_DEVICE, ("sm87",), "sm89", "was built for sm87, this GPU is sm89|--flavour tensorrt --target current "),
     ],
 )

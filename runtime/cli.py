@@ -31,7 +31,8 @@ INTERRUPTED = 130
 def command_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Turn a DynamicConfidenceError into `Error: …` on stderr and its exit code, and Ctrl-C into exit code 130.
 
-    Any other exception is a fault of this program: its traceback and exit code 70.
+    So with memory or space that is used up; SIGTERM cleans up and ends with 143. Any other exception is a fault of this
+    program: its traceback and exit code 70.
     """
 
     @functools.wraps(function)

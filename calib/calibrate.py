@@ -76,16 +76,15 @@ def calibrate(
     (0, 1).
     Source: Dynamic Confidence, section 5.3.3; the exact scan and the safe descent are ours.
     """
+    baseline, asked = float(fixed_accuracy(trace)[-1]), f"{rule}, max drop {max_drop:g}"
     if rule == "certified":
         points = certified_points(trace, current.scale, max_drop, delta, current.min_step)
+        chosen, asked = points[-1], f"{asked}, delta {delta:g}"
     elif rule == "grid":
         points = grid_points(trace, current.scale, min_step=current.min_step)
+        chosen = choose(points, baseline, max_drop)
     else:
         points = exact_scan(trace.confidence(current.scale), trace.correct, trace.last_step, current.min_step).points()
-    baseline = float(fixed_accuracy(trace)[-1])
-    if rule == "certified":
-        chosen = points[-1]
-    else:
         chosen = choose(descend(points, baseline, max_drop) if rule == "safe" else points, baseline, max_drop)
     bound_steps, bound_accuracy = upper_bound(trace.correct, trace.last_step)
     calibration = msgspec.structs.replace(
@@ -93,7 +92,7 @@ def calibrate(
         threshold=chosen.threshold,
         data=data_name,
         samples=trace.samples,
-        rule=f"{rule}, max drop {max_drop:g}" + (f", delta {delta:g}" if rule == "certified" else ""),
+        rule=asked,
         expected_accuracy=chosen.accuracy,
         expected_mean_steps=chosen.mean_steps,
     )

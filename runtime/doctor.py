@@ -16,7 +16,7 @@ from typing import Literal
 from .engine import EngineOptions, Provider
 from .engines.onnxruntime_session import KINDS, load_onnxruntime, start_session
 from .errors import BackendMissing, DynamicConfidenceError
-from .gpu import device_target, load_driver
+from .gpu import cuda_version, device_target, load_driver
 from .plan_file import LIBRARIES, Flavour
 from .tensorrt_library import MODULES, load_library
 
@@ -115,10 +115,8 @@ def _gpu(root: Path) -> Iterator[Finding]:
         yield Finding("driver", "missing", "no libcuda.so.1", remedy)
         yield Finding("gpu", "missing", "no driver to ask")
         return
-    version = ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(version))
     module = _read(root / "proc/driver/nvidia/version").partition("\n")[0]
-    cuda = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    cuda = f"CUDA {cuda_version(driver) or '0.0'}"
     yield Finding("driver", "ok", ", ".join(filter(None, [cuda, module])))
     target, name = device_target(), ctypes.create_string_buffer(256)
     if target is None:

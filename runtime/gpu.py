@@ -15,6 +15,14 @@ def load_driver() -> ctypes.CDLL | None:
         return None
 
 
+def cuda_version(driver: ctypes.CDLL) -> str | None:
+    """The newest CUDA that the driver serves, as `12.6`; None when it does not tell."""
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def device_target() -> str | None:
     """Ask the driver for the compute capability of the first GPU, as `sm89`; None without a driver or a GPU."""
     cuda = load_driver()

@@ -12,6 +12,7 @@ from .plan_file import LIBRARIES, Flavour
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 EXTRAS: dict[Flavour, str] = {"tensorrt": "trt", "rtx": "rtx"}
 OLDEST_TENSORRT = 10
+SHOWN_ERRORS = 3
 
 
 def load_library(flavour: Flavour) -> Any:
@@ -55,6 +56,11 @@ def logger(trt: Any) -> Any:
                 self.errors.append(one_line(message))
 
     return Logger()
+
+
+def logged(trt: Any) -> str:
+    """The first errors that were logged since the list was cleared, for a message."""
+    return "; ".join(logger(trt).errors[:SHOWN_ERRORS]) or "it gave no reason"
 
 
 def one_line(text: str) -> str:

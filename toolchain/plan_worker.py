@@ -13,12 +13,11 @@ import msgspec
 from ..runtime.errors import CheckFailed, DynamicConfidenceError
 from ..runtime.plan_file import PORTABLE, Flavour
 from ..runtime.signature import TENSORRT_DTYPES, Signature, Tensor
-from ..runtime.tensorrt_library import load_library, logger, one_line
+from ..runtime.tensorrt_library import SHOWN_ERRORS, load_library, logged, logger, one_line
 from .plan_backend import Backend
 
 Report = Callable[[str, int, int], None]
 """Is told (phase, steps done, steps) while TensorRT builds."""
-SHOWN_ERRORS = 3
 
 
 class Job(msgspec.Struct):
@@ -136,9 +135,8 @@ def build(
     config.progress_monitor = watcher = monitor(trt, report)  # must outlive the build
     plan = builder.build_serialized_network(network, config)
     if plan is None or watcher.cancelled:
-        reason = "; ".join(log.errors[:SHOWN_ERRORS]) or "it gave no reason"
         raise DynamicConfidenceError(
-            f"{source}: {backend} cannot build it for {', '.join(backend.targets)} ({reason}). "
+            f"{source}: {backend} cannot build it for {', '.join(backend.targets)} ({logged(trt)}). "
             "Choose another --target or a smaller --batch."
         )
     return Built(bytes(plan), network.num_layers, None if cache is None else bytes(cache.serialize()), note)

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from ..calib.exits import exit_steps
 from ..runtime.confidence import max_softmax
 from ..runtime.errors import CheckFailed
 from ..runtime.manifest import Manifest, Method
 from .onnx_neurons import INITIAL_MEMBRANE
 from .oracle import convolve, oracle_steps, sum_pool
-from .self_check import THRESHOLDS, CheckReport, GraphRun
+from .self_check import CheckReport, GraphRun, exits_of, input_of_all_calls, spike_counts, step_of
 from .snn import INPUT, Layer, Pool, Snn
 
 CURRENT_ERROR = {"fp16": 2 * 2.0**-11, "fp32": 2.0**-22, "int8": 2.0**-22}
@@ -59,8 +58,7 @@ def rounding_check(
     """
     k, steps = manifest.steps_per_call, manifest.max_steps
     calls = -(-steps // k)
-    if manifest.input.frames:
-        pixels = np.stack([np.roll(pixels, step, axis=0) for step in range(calls * k)])
+    pixels = input_of_all_calls(pixels, manifest)
     images = pixels.shape[-4]
     graph, probe = GraphRun(deployed, manifest, pixels), GraphRun(probed, manifest, pixels)
     state, found, total = _initial(snn, images), [], 0.0
@@ -73,7 +71,7 @@ def rounding_check(
         state = _rounded_at_the_call(state)
         for step in range(k):
             now = call * k + step
-            spikes = {layer.name: _step_of(trains[f"spikes.{layer.name}"], step, k) for layer in snn.layers}
+            spikes = {layer.name: step_of(trains[f"spikes.{layer.name}"], step, k) for layer in snn.layers}
             frame = pixels[now] if manifest.input.frames else pixels
             state = _stepped(snn, state, frame, spikes, now, where)
             _check_answers(snn, manifest, results, step, state, spikes, where)
@@ -173,13 +171,8 @@ def _check_answers(
     close = np.allclose(results["confidence"][step], confidence, rtol=CONFIDENCE_ERROR, atol=0.0)
     _require(close, where, "confidences that are not those of the logits")
     if "spikes" in results:
-        counts = np.stack([np.abs(spikes[layer.name]).sum(axis=(1, 2, 3)) for layer in snn.layers], axis=1)
-        _require(np.array_equal(results["spikes"][step], counts), where, "the output `spikes` miscounts")
-
-
-def _step_of(train: np.ndarray, step: int, k: int) -> np.ndarray:
-    """`[K * N, channel, y, x]` -> one step's `[N, channel, y, x]`"""
-    return train.reshape(k, -1, *train.shape[1:])[step]
+        same = np.array_equal(results["spikes"][step], spike_counts(snn, spikes))
+        _require(same, where, "the output `spikes` miscounts")
 
 
 def _require(holds: bool, where: str, what: str) -> None:
@@ -192,9 +185,6 @@ def _require(holds: bool, where: str, what: str) -> None:
 
 def _agreement(found: list[np.ndarray], expected: list[np.ndarray], scale: float) -> tuple[float, float]:
     """Shares of equal labels after the last step and of equal exit steps; logits `[image, class]`, one per step."""
-    last = np.full(len(found[0]), len(found))
-    confidences = [np.stack([max_softmax(logits, scale) for logits in run], axis=1) for run in (found, expected)]
-    equal = [
-        np.equal(*(exit_steps(confidence, threshold, last) for confidence in confidences)) for threshold in THRESHOLDS
-    ]
+    ours, exact = (exits_of([max_softmax(logits, scale) for logits in run]) for run in (found, expected))
+    equal = np.equal(ours, exact)
     return float((found[-1].argmax(1) == expected[-1].argmax(1)).mean()), float(np.mean(equal))

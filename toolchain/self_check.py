@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,7 @@ def self_check(
     """
     k, spiking = manifest.steps_per_call, [layer.name for layer in snn.layers]
     steps = manifest.max_steps
-    if manifest.input.frames:  # another image in every step
-        pixels = np.stack([np.roll(pixels, step, axis=0) for step in range(-(-steps // k) * k)])
+    pixels = input_of_all_calls(pixels, manifest)
     images = pixels.shape[-4]
     oracle = oracle_steps(snn, pixels, steps)
     simulation = simulate(simulation_from_snn(snn), pixels, steps)
@@ -71,22 +70,43 @@ def self_check(
             _equal(results["logits"][step], trains["logits"][step], f"{where}: logits of the graph and of its probe")
             _equal(simulated.argmax(1), results["label"][step], f"{where}: labels of the simulation and of the graph")
             if "spikes" in results:
-                counts = np.stack([np.abs(expected.spikes[name]).sum(axis=(1, 2, 3)) for name in spiking], axis=1)
+                counts = spike_counts(snn, expected.spikes)
                 _equal(counts, results["spikes"][step], f"{where}: counts of spikes of the oracle and of the graph")
             for name in spiking:
-                train = trains[f"spikes.{name}"].reshape(k, images, *expected.spikes[name].shape[1:])[step]
+                train = step_of(trains[f"spikes.{name}"], step, k)
                 _equal(expected.spikes[name], spikes[name].numpy(), f"{where}, layer {name}: oracle and simulation")
                 _equal(expected.spikes[name], train, f"{where}, layer {name}: oracle and graph")
                 total += int(np.abs(train).sum())
             confidences.append(max_softmax(expected.logits, manifest.calibration.scale))
             engine_confidences.append(results["confidence"][step])
-    for threshold in THRESHOLDS:
-        exits = [
-            exit_steps(np.stack(found, axis=1), threshold, np.full(images, steps))
-            for found in (confidences, engine_confidences)
-        ]
-        _equal(exits[0], exits[1], f"threshold {threshold}: exit steps of the oracle and of the graph")
+    exits = zip(THRESHOLDS, exits_of(confidences), exits_of(engine_confidences), strict=True)
+    for threshold, expected, found in exits:
+        _equal(expected, found, f"threshold {threshold}: exit steps of the oracle and of the graph")
     return CheckReport(images, manifest.max_steps, len(spiking), total)
+
+
+def input_of_all_calls(pixels: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """Images `[image, …]` as they are, or for a network that takes frames `[step, image, …]`, others in every step."""
+    if not manifest.input.frames:
+        return pixels
+    k = manifest.steps_per_call
+    return np.stack([np.roll(pixels, step, axis=0) for step in range(-(-manifest.max_steps // k) * k)])
+
+
+def step_of(train: np.ndarray, step: int, k: int) -> np.ndarray:
+    """`[K * N, channel, y, x]` -> one step's `[N, channel, y, x]`"""
+    return train.reshape(k, -1, *train.shape[1:])[step]
+
+
+def spike_counts(snn: Snn, spikes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Spikes of either sign in one step, `[image, layer]`."""
+    return np.stack([np.abs(spikes[layer.name]).sum(axis=(1, 2, 3)) for layer in snn.layers], axis=1)
+
+
+def exits_of(confidences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Exit steps `[image]` at each of `THRESHOLDS`, from the confidences `[image]` of every step."""
+    last = np.full(len(confidences[0]), len(confidences))
+    return [exit_steps(np.stack(confidences, axis=1), threshold, last) for threshold in THRESHOLDS]
 
 
 def synthetic_pixels(shape: tuple[int, int, int], images: int, seed: int = 0) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 from pathlib import Path
 
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.files import write_atomically
-from ..runtime.gpu import load_driver
+from ..runtime.gpu import cuda_version, load_driver
 
 DIGEST = hashlib.sha256().digest_size
 
@@ -62,7 +61,6 @@ def write_timings(path: Path, timings: bytes) -> str:
 
 
 def _driver() -> str:
-    driver, version = load_driver(), ctypes.c_int()
-    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)):
-        return "no-driver"
-    return f"cuda{version.value // 1000}.{version.value % 1000 // 10}"
+    driver = load_driver()
+    version = None if driver is None else cuda_version(driver)
+    return "no-driver" if version is None else f"cuda{version}"

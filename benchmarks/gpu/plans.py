@@ -5,22 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...runtime.errors import BackendMissing
-from ...runtime.plan_file import CURRENT, Flavour, json_from_sidecar, sidecar_path
+from ...runtime.plan_file import CURRENT, Flavour
 from ...runtime.tensorrt_library import load_library
-from ...toolchain.plan_from_onnx import plan_from_onnx
+from ...toolchain.write_plan import write_plan
 
 
 def build(network: Path, flavour: str, batch: int = 1) -> Path:
     """Write `<network>_<flavour>.plan` and its sidecar.
 
     TensorRT-RTX does not name every GPU (no SM90), so its plans are the portable ones, for 8.0 and later.
-    Raises: as `plan_from_onnx`.
+    Raises: as `write_plan`.
     """
     path = network.with_name(f"{network.stem}_{flavour}.plan")
     targets = () if flavour == "rtx" else (CURRENT,)
-    plan = plan_from_onnx(network, flavour=flavour, targets=targets, batch=batch)
-    path.write_bytes(plan.content)
-    sidecar_path(path).write_bytes(json_from_sidecar(plan.sidecar))
+    write_plan(network, path, flavour=flavour, targets=targets, batch=batch)
     return path
 
 

@@ -11,10 +11,8 @@ from ..cuda.errors import CudaError
 from ..errors import BackendMissing, DynamicConfidenceError
 from ..plan_file import LIBRARIES, EngineIdentity, PlanInfo, rebuild_command
 from ..signature import TENSORRT_DTYPES, Signature, Tensor, signature_of_manifest
-from ..tensorrt_library import logger
+from ..tensorrt_library import logged, logger
 from .device_buffers import Layout, Place
-
-SHOWN_ERRORS = 3
 
 
 class Contexts:
@@ -27,7 +25,7 @@ class Contexts:
     def enqueue(self, direction: int) -> None:
         """Give the stream one call of the network. Raises: CudaError with what TensorRT logged."""
         if not self.both[direction].execute_async_v3(self._stream):
-            raise CudaError(f"execute_async_v3 failed: {_logged(self._trt)}")
+            raise CudaError(f"execute_async_v3 failed: {logged(self._trt)}")
 
     def layers(self) -> str:
         """What TensorRT says about the layers of the plan, as JSON: which kernel computes which."""
@@ -66,7 +64,7 @@ def execution_contexts(
         runtime = trt.Runtime(log)
     except TypeError as error:  # how the bindings tell that the library returned nothing
         raise BackendMissing(
-            f"{path}: {LIBRARIES[built.flavour]} {built.version} cannot start ({_logged(trt)}). Install a driver that "
+            f"{path}: {LIBRARIES[built.flavour]} {built.version} cannot start ({logged(trt)}). Install a driver that "
             "serves this release."
         ) from error
     runtime.engine_host_code_allowed = False
@@ -81,12 +79,12 @@ def execution_contexts(
             engine = need(runtime.deserialize_cuda_engine(plan.content), "load it")
             wanted = signature_of_manifest(plan.manifest)
             check_signature(path, built, signature_of_engine(trt, engine), wanted)
-            config, cache = _runtime_config(trt, engine)
             strategy, memory = trt.ExecutionContextAllocationStrategy.STATIC, None
             if hasattr(engine, "device_memory_size_v2"):  # 10.0 allocates by itself
                 strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
                 size = engine.device_memory_size_v2
                 memory = scratch.enter_context(device_memory(max(size, 1))), size
+            config, cache = _runtime_config(trt, engine, strategy)
             for table in layout.tensors:
                 # No other name for a context, or it would outlive the list.
                 contexts.both.append(need(engine.create_execution_context(config or strategy), "make a context"))
@@ -121,7 +119,7 @@ def _bind(
         need(context.set_tensor_address(name, address + place.offset), f"take an address for '{name}'")
 
 
-def _runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
+def _runtime_config(trt: Any, engine: Any, strategy: Any) -> tuple[Any, Any]:
     """How TensorRT-RTX compiles its kernels on the device, and the cache that both contexts share; else (None, None).
 
     All kernels of the one shape that is used are compiled at the first call, so that none is while the time counts or
@@ -130,7 +128,7 @@ def _runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
     if not hasattr(engine, "create_runtime_config"):
         return None, None
     config, cache = engine.create_runtime_config(), None
-    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    config.set_execution_context_allocation_strategy(strategy)
     if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     if hasattr(config, "cuda_graph_strategy"):
@@ -145,7 +143,7 @@ def require(result: Any, trt: Any, path: Path, built: EngineIdentity, what: str)
     """Return what TensorRT answered, unless that is None or False: then say what it logged."""
     if result is None or result is False:
         raise DynamicConfidenceError(
-            f"{path}: {LIBRARIES[built.flavour]} {built.version} cannot {what} ({_logged(trt)}). Build it again with "
+            f"{path}: {LIBRARIES[built.flavour]} {built.version} cannot {what} ({logged(trt)}). Build it again with "
             f"`{rebuild_command(path, built)}`."
         )
     return result
@@ -176,7 +174,3 @@ def _fits(found: Tensor, wanted: Tensor) -> bool:
     """A plan for one batch size only may have that size where the network has a dynamic dimension."""
     same = found.mode == wanted.mode and found.dtype == wanted.dtype and len(found.shape) == len(wanted.shape)
     return same and all(one == other or other == -1 for one, other in zip(found.shape, wanted.shape, strict=True))
-
-
-def _logged(trt: Any) -> str:
-    return "; ".join(logger(trt).errors[:SHOWN_ERRORS]) or "it gave no reason"

@@ -16,10 +16,9 @@ import pytest
 from dynamic_confidence.runtime.cuda import IMPLEMENTATIONS, bindings, open_cuda, pycuda
 from dynamic_confidence.runtime.cuda.errors import CudaError
 from dynamic_confidence.runtime.engine import open_engine
-from dynamic_confidence.runtime.plan_file import json_from_sidecar, sidecar_path
 from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
 from dynamic_confidence.runtime.tensorrt_library import MODULES
-from dynamic_confidence.toolchain.plan_from_onnx import plan_from_onnx
+from dynamic_confidence.toolchain.write_plan import write_plan
 
 pytestmark = pytest.mark.gpu
 
@@ -92,9 +91,7 @@ def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
         source = exported(**form)
         if (flavour, source) not in made:
             made[flavour, source] = path = folder / f"{flavour}{len(made)}.plan"
-            plan = plan_from_onnx(source, flavour=flavour, targets=targets, batch=7)
-            path.write_bytes(plan.content)
-            sidecar_path(path).write_bytes(json_from_sidecar(plan.sidecar))
+            write_plan(source, path, flavour=flavour, targets=targets, batch=7)
         return source, made[flavour, source]
 
     return build_once

@@ -183,6 +183,7 @@ def test_shapes_and_addresses_are_set_once():
 def test_the_runtime_configuration(rtx):
     """By the names that a release has: all of them, none of RTX, or no configuration at all."""
     given, strategies = [], []
+    user = rtx.ExecutionContextAllocationStrategy.USER_MANAGED
     config = SimpleNamespace(
         set_execution_context_allocation_strategy=strategies.append,
         dynamic_shapes_kernel_specialization_strategy=None,
@@ -190,7 +191,7 @@ def test_the_runtime_configuration(rtx):
         create_runtime_cache=lambda: "cache",
         set_runtime_cache=given.append,
     )
-    assert tensorrt_plan._runtime_config(rtx, SimpleNamespace(create_runtime_config=lambda: config)) == (
+    assert tensorrt_plan._runtime_config(rtx, SimpleNamespace(create_runtime_config=lambda: config), user) == (
         config,
         "cache",
     )
@@ -199,8 +200,11 @@ def test_the_runtime_configuration(rtx):
     strategy = rtx.DynamicShapesKernelSpecializationStrategy
     assert config.dynamic_shapes_kernel_specialization_strategy == strategy.EAGER
     plain = SimpleNamespace(set_execution_context_allocation_strategy=strategies.append)
-    assert tensorrt_plan._runtime_config(rtx, SimpleNamespace(create_runtime_config=lambda: plain)) == (plain, None)
-    assert tensorrt_plan._runtime_config(rtx, SimpleNamespace()) == (None, None)
+    assert tensorrt_plan._runtime_config(rtx, SimpleNamespace(create_runtime_config=lambda: plain), user) == (
+        plain,
+        None,
+    )
+    assert tensorrt_plan._runtime_config(rtx, SimpleNamespace(), user) == (None, None)
     assert strategies == [rtx.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
 
 

@@ -30,7 +30,7 @@ def main(folder: Path, epochs: int) -> None:
     """
     from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
-    from ..toolchain.data import write_digits
+    from ..toolchain.digits import write_digits
     from .evaluate import evaluate
     from .figures import exit_figure
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..calib.calibrate import BATCH, trace_from_engine
-from ..calib.exits import exit_steps, histogram, saving
+from ..calib.exits import histogram, replay, saving
 from ..calib.thresholds import fixed_accuracy
 from ..calib.trace import Trace
 from ..calib.upper_bound import upper_bound
@@ -56,10 +56,7 @@ def evaluate(
     """Run pixels `[sample, channel, y, x]` through an exported network and replay its calibrated exit rule."""
     with open_engine(network, batch=min(BATCH, len(pixels))) as engine:
         manifest, trace = engine.manifest, trace_from_engine(engine, pixels, label, track)
-    calibration = manifest.calibration
-    exits = exit_steps(
-        trace.confidence(calibration.scale), calibration.threshold, trace.last_step, calibration.min_step
-    )
+    exits = replay(trace, manifest.calibration)
     bound_steps, bound_accuracy = upper_bound(trace.correct, trace.last_step)
     return Evaluation(
         manifest=manifest,

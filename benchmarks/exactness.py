@@ -84,7 +84,7 @@ def _compare(
     import numpy as np
     import torch
 
-    from ..calib.exits import exit_steps
+    from ..calib.exits import replay
     from ..runtime.cli import progress
     from ..toolchain.simulate import simulation_from_snn
     from ..toolchain.snap import snap
@@ -98,8 +98,7 @@ def _compare(
     simulated = _logits(simulation_from_snn(snapped), x, steps, f"simulation, {what}")
     unsnapped = _logits(simulation_from_snn(converted, torch.float64), x, steps, f"unsnapped float64, {what}")
     calibration = evaluation.manifest.calibration
-    confidence = type(trace)(simulated, y, trace.last_step).confidence(calibration.scale)
-    exits = exit_steps(confidence, calibration.threshold, trace.last_step, calibration.min_step)
+    exits = replay(type(trace)(simulated, y, trace.last_step), calibration)
     right, before = trace.correct, unsnapped.argmax(2) == y[:, None]
     difference = right[:, -1].astype(float) - before[:, -1]
     reported = [t for t in REPORTED if t <= steps]

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from ..calib.calibrate import Rule, calibrate
+from ..calib.policy import Goal, Rule, calibrate
 from ..runtime.cli import command_errors
 
 PROMISED = 0.005
@@ -29,7 +29,7 @@ def main(network: Path, data: Path, splits: int, output: Path | None) -> None:
     """
     import numpy as np
 
-    from ..calib.exits import exit_steps
+    from ..calib.exits import replay
     from ..runtime.cli import progress
     from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
@@ -48,8 +48,8 @@ def main(network: Path, data: Path, splits: int, output: Path | None) -> None:
             seen, unseen = trace.subset(order[:size]), trace.subset(order[size:])
             for rule in get_args(Rule):
                 drop = PROMISED if rule == "certified" else 0.0
-                policy = calibrate(seen, manifest.calibration, rule=rule, max_drop=drop).calibration
-                exits = exit_steps(unseen.confidence(policy.scale), policy.threshold, unseen.last_step)
+                policy = calibrate(seen, manifest.calibration, Goal(rule, drop)).calibration
+                exits = replay(unseen, policy)
                 accuracy = unseen.correct[np.arange(unseen.samples), exits - 1].mean()
                 change = 100 * float(accuracy - unseen.correct[:, -1].mean())
                 found[rule].append((float(exits.mean()), change))

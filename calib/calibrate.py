@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,35 +12,59 @@ import numpy as np
 
 from ..runtime.engine import Engine, open_engine
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.manifest import Calibration
-from ..runtime.network_file import write_calibration
-from ..runtime.plan_file import read_plan
+from ..runtime.manifest import Calibration, Manifest, Metric
+from ..runtime.network_file import largest_batch, read_manifest, write_calibration
 from ..runtime.stepping import run_to_the_end
-from .risk_control import certified_points
+from .alpha import check_positive
+from .policy import CalibrationReport, Goal, Rule, sweep
+from .risk_control import fewest_images
 from .temperature import fit_temperature
-from .thresholds import OperatingPoint, choose, descend, exact_scan, fixed_accuracy, grid_points, pareto_front
 from .trace import Trace
-from .upper_bound import upper_bound
 
-Rule = Literal["safe", "grid", "exact", "certified"]
 BATCH = 64
 
 
-@dataclass(frozen=True, eq=False)
-class CalibrationReport:
-    """What was chosen, and what there was to choose from."""
+@dataclass(frozen=True)
+class Settings:
+    """What a calibration is asked for; None and nothing keep what the network's manifest says."""
 
-    calibration: Calibration
-    steps: int
-    """T"""
-    chosen: OperatingPoint
-    front: list[OperatingPoint]
-    baseline_steps: float
-    """Mean steps without early exit: T, or fewer where a QFFS network falls silent."""
-    baseline_accuracy: float
-    bound_steps: float
-    bound_accuracy: float
-    """The upper bound: an oracle that stops as soon as the answer is right."""
+    goal: Goal = field(default_factory=Goal)
+    alphas: tuple[float, ...] = ()
+    """Of several, the best is chosen."""
+    temperature: float | Literal["keep", "fit"] = "keep"
+    """"keep": the one fitted on the quantised network at export; "fit": on the logits of the last step."""
+    metric: Metric | None = None
+    min_step: int | None = None
+
+    def __post_init__(self) -> None:
+        for alpha in self.alphas:
+            check_positive("alpha", alpha)
+        if isinstance(self.temperature, float | int):
+            check_positive("temperature", self.temperature)
+        elif self.temperature == "fit" and len(self.alphas) > 1:
+            raise DynamicConfidenceError(
+                "a fitted temperature divides out every alpha, so a sweep has nothing to choose from: give one alpha, "
+                "or --temperature keep."
+            )
+        elif self.temperature == "fit" and self.goal.rule == "certified":
+            raise DynamicConfidenceError(
+                "a temperature fitted on the images that are to certify the threshold breaks the promise. Fit it on "
+                "others first (`dc-calibrate --temperature fit --data OTHERS`), then certify with --temperature keep."
+            )
+
+    def current(self, manifest: Manifest) -> Calibration:
+        """The calibration to start from. Raises: DynamicConfidenceError for steps that the network does not have."""
+        kept, steps = manifest.calibration, self.goal.max_mean_steps
+        first = kept.min_step if self.min_step is None else self.min_step
+        for name, value in (("min_step", first), ("mean steps", steps)):
+            if value is not None and not 1 <= value <= manifest.max_steps:
+                raise DynamicConfidenceError(
+                    f"{name} {value:g}: expected 1 to {manifest.max_steps}, the steps that this network runs."
+                )
+        alpha = self.alphas[0] if len(self.alphas) == 1 else kept.alpha
+        tau = kept.temperature if isinstance(self.temperature, str) else self.temperature
+        metric = kept.metric if self.metric is None else self.metric
+        return msgspec.structs.replace(kept, alpha=float(alpha), temperature=float(tau), metric=metric, min_step=first)
 
 
 def trace_from_engine(
@@ -53,59 +77,55 @@ def trace_from_engine(
     starts = range(0, len(pixels), engine.batch)
     scale = engine.manifest.calibration.scale
     parts = [run_to_the_end(engine, pixels[start : start + engine.batch], scale) for start in track(starts)]
-    return Trace(np.concatenate([p[0] for p in parts]), label, np.concatenate([p[1] for p in parts]))
+    return Trace(np.concatenate([p.logits for p in parts]), label, np.concatenate([p.last_step for p in parts]))
 
 
-def calibrate(
-    trace: Trace,
-    current: Calibration,
-    *,
-    rule: Rule = "safe",
-    max_drop: float = 0.0,
-    delta: float = 0.1,
-    data_name: str | None = None,
-) -> CalibrationReport:
-    """Choose the threshold with the fewest mean steps whose accuracy is at least that of the last step - `max_drop`.
+def trace_from_file(
+    path: Path,
+    pixels: np.ndarray,
+    label: np.ndarray,
+    data_name: str,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    **engine_kind: Any,
+) -> Trace:
+    """Trace a network file on the engine that will run it; `engine_kind` goes to `open_engine`: `provider="cuda"`.
 
-    `rule` "grid" looks at the paper's 11 thresholds, "exact" at every one that behaves differently, which saves more
-    steps on the data it sees and fits them more closely; "safe" also looks at every one, but stops descending at the
-    first that loses accuracy (docs/adr/0004-threshold-rule.md compares them on unseen data). "certified" gives a
-    guarantee instead: with probability 1 - `delta` over the draw of the calibration set, the drop on all data like it
-    is at most `max_drop` (`risk_control`). `current` gives alpha, temperature and min_step.
-    Raises: DynamicConfidenceError for a negative max_drop, or with "certified" a max_drop of 0 or a delta outside
-    (0, 1).
-    Source: Dynamic Confidence, section 5.3.3; the exact scan and the safe descent are ours.
+    Raises: DynamicConfidenceError for images that cannot calibrate anything (`check_labels`), or as `open_engine`.
     """
-    baseline, asked = float(fixed_accuracy(trace)[-1]), f"{rule}, max drop {max_drop:g}"
-    if rule == "certified":
-        points = certified_points(trace, current.scale, max_drop, delta, current.min_step)
-        chosen, asked = points[-1], f"{asked}, delta {delta:g}"
-    elif rule == "grid":
-        points = grid_points(trace, current.scale, min_step=current.min_step)
-        chosen = choose(points, baseline, max_drop)
-    else:
-        points = exact_scan(trace.confidence(current.scale), trace.correct, trace.last_step, current.min_step).points()
-        chosen = choose(descend(points, baseline, max_drop) if rule == "safe" else points, baseline, max_drop)
-    bound_steps, bound_accuracy = upper_bound(trace.correct, trace.last_step)
-    calibration = msgspec.structs.replace(
-        current,
-        threshold=chosen.threshold,
-        data=data_name,
-        samples=trace.samples,
-        rule=asked,
-        expected_accuracy=chosen.accuracy,
-        expected_mean_steps=chosen.mean_steps,
-    )
-    return CalibrationReport(
-        calibration=calibration,
-        steps=trace.steps,
-        chosen=chosen,
-        front=pareto_front(points),
-        baseline_steps=float(trace.last_step.mean()),
-        baseline_accuracy=baseline,
-        bound_steps=float(bound_steps[-1]),
-        bound_accuracy=float(bound_accuracy[-1]),
-    )
+    check_labels(label, data_name)
+    batch = min(BATCH, len(pixels), largest_batch(path) or BATCH)
+    with open_engine(path, batch=batch, **engine_kind) as engine:
+        return trace_from_engine(engine, pixels, label, track)
+
+
+def calibrate_network(path: Path, trace: Trace, settings: Settings, data_name: str) -> CalibrationReport:
+    """Calibrate a network file on its trace, and write the result into its manifest.
+
+    Raises: DynamicConfidenceError for a trace of another network, settings that do not fit the network or each other,
+    a goal that cannot be met, or labels that cannot calibrate anything. The file is then as it was.
+    """
+    manifest = read_manifest(path)
+    check_labels(trace.label, data_name)
+    found, wanted = trace.logits.shape[1:], (manifest.max_steps, len(manifest.class_names))
+    if found != wanted:
+        raise DynamicConfidenceError(
+            f"{data_name}: a trace of {found[0]} steps and {found[1]} classes, but {path} has {wanted[0]} and "
+            f"{wanted[1]}: it is another network's. Trace this one: dc-eval {path}."
+        )
+    current, goal = settings.current(manifest), settings.goal
+    if settings.temperature == "fit":
+        current = msgspec.structs.replace(current, temperature=_fitted(trace, current.alpha, data_name))
+    report = sweep(trace, current, settings.alphas or (current.alpha,), goal, data_name)
+    if goal.rule == "certified" and report.chosen.threshold >= 1.0:
+        delta = goal.delta / max(1, len(settings.alphas))
+        raise DynamicConfidenceError(
+            f"{data_name}: its {trace.samples} images certify no threshold for a drop of {100 * goal.max_drop:g} "
+            f"points with probability {1 - goal.delta:g}. Nothing was changed. Give more images (even where no answer "
+            f"changes it takes {fewest_images(goal.max_drop, delta)}), or allow more: "
+            f"--max-drop {min(100, 200 * goal.max_drop):g}."
+        )
+    write_calibration(path, report.calibration)
+    return report
 
 
 def calibrate_file(
@@ -116,59 +136,31 @@ def calibrate_file(
     data_name: str,
     rule: Rule = "safe",
     max_drop: float = 0.0,
-    delta: float = 0.1,
-    alpha: float | None = None,
-    temperature: float | Literal["keep", "fit"] = "keep",
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     **engine_kind: Any,
 ) -> CalibrationReport:
-    """Calibrate a network file on the engine that will run it, and write the result into its manifest.
+    """Trace and calibrate a network file in one call. Raises: as `trace_from_file` and `calibrate_network`."""
+    settings = Settings(Goal(rule, max_drop))
+    trace = trace_from_file(path, pixels, label, data_name, track, **engine_kind)
+    return calibrate_network(path, trace, settings, data_name)
 
-    `engine_kind` goes to `open_engine`: `provider="cuda"`, `threads=2`.
-    `temperature` "keep" leaves the one fitted on the quantised network at export; "fit" fits it on the spiking
-    network's logits after its last step.
-    Raises: DynamicConfidenceError for fewer than 2 images, labels outside the classes, or alpha and temperature <= 0.
-    """
-    if len(pixels) < 2:
-        raise DynamicConfidenceError(
-            f"{data_name}: {len(pixels)} images; a threshold needs many, expected 100 or more."
-        )
-    for name, value in (("alpha", alpha), ("temperature", temperature)):
-        if isinstance(value, float | int) and not (0 < value < float("inf")):
-            raise DynamicConfidenceError(f"{name} {value:g}: expected a positive number.")
-    if not max_drop >= 0:
-        raise DynamicConfidenceError(f"max_drop {max_drop:g}: expected a fraction of 0 or more.")
+
+def check_labels(label: np.ndarray, data_name: str) -> None:
+    """Raise DynamicConfidenceError unless there are 2 images or more, of more than one class."""
+    if len(label) < 2:
+        raise DynamicConfidenceError(f"{data_name}: {len(label)} images; a threshold needs many, expected 100 or more.")
     if len(set(label.tolist())) < 2:
         raise DynamicConfidenceError(
             f"{data_name}: all {len(label)} images are of one class; a threshold needs images of all classes. Give the "
             "folder that holds one folder per class."
         )
-    with open_engine(path, batch=_batch(path, len(pixels)), **engine_kind) as engine:
-        current = engine.manifest.calibration
-        trace = trace_from_engine(engine, pixels, label, track)
-    alpha = current.alpha if alpha is None else alpha
-    if temperature == "fit":
-        fitted = fit_temperature(trace.logits[:, -1] / np.float32(alpha), label)
-        if fitted is None:
-            raise DynamicConfidenceError(
-                f"{data_name}: no temperature fits best (every answer is right, for example). Keep the one there is: "
-                "--temperature keep."
-            )
-        temperature = fitted
-    elif temperature == "keep":
-        temperature = current.temperature
-    current = msgspec.structs.replace(current, alpha=float(alpha), temperature=float(temperature))
-    report = calibrate(trace, current, rule=rule, max_drop=max_drop, delta=delta, data_name=data_name)
-    if rule == "certified" and report.chosen.threshold >= 1.0:
+
+
+def _fitted(trace: Trace, alpha: float, data_name: str) -> float:
+    temperature = fit_temperature(trace.logits[:, -1] / np.float32(alpha), trace.label)
+    if temperature is None:
         raise DynamicConfidenceError(
-            f"{data_name}: its {trace.samples} images certify no threshold for a drop of {100 * max_drop:g} points "
-            f"with probability {1 - delta:g}. Nothing was changed. Give more images, or allow more: "
-            f"--max-drop {200 * max_drop:g}."
+            f"{data_name}: no temperature fits best (every answer is right, for example). Keep the one there is: "
+            "--temperature keep."
         )
-    write_calibration(path, report.calibration)
-    return report
-
-
-def _batch(path: Path, images: int) -> int:
-    """As many images at once as the network takes: a plan was built for so many at most."""
-    return min(BATCH, images, read_plan(path).engine.batch if path.suffix == ".plan" else BATCH)
+    return temperature

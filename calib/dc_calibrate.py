@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import click
 
 from ..runtime.cli import command_errors, engine_options
 
-if TYPE_CHECKING:
-    from .calibrate import CalibrationReport
-    from .thresholds import OperatingPoint
-
-ROWS = 12
+METRICS = ("max-softmax", "softmax-margin", "logit-margin", "entropy", "patience")
+"""As in `runtime.manifest.Metric`, which --help must not import."""
 DELTA = 0.1
 
 
@@ -30,9 +27,19 @@ DELTA = 0.1
     help="grid: the paper's 11 thresholds; exact: all; safe: all, from 1 down to the first that loses accuracy; "
     "certified: those that lose at most --max-drop on all data like this, with probability 1 - --delta.",
 )
-@click.option("--max-drop", type=float, default=0.0, show_default=True, help="Accuracy that may be lost, in points.")
+@click.option("--no-loss", is_flag=True, help="Target: the fewest steps that lose no accuracy.  [default]")
+@click.option("--max-drop", type=float, help="Target: the fewest steps that lose at most so many points of accuracy.")
+@click.option("--max-steps", type=float, help="Target: the best accuracy with at most so many steps on average.")
 @click.option("--delta", type=float, help=f"Probability that a certified threshold is wrong. [default: {DELTA}]")
-@click.option("--alpha", type=float, help="Divisor of the logits. [default: T (qcfs), levels of the quantiser (qffs)]")
+@click.option("--metric", type=click.Choice(METRICS), help="What the threshold is compared with. [default: keep]")
+@click.option("--min-step", type=int, help="First time step that may stop an input. [default: keep]")
+@click.option(
+    "--alpha",
+    default="keep",
+    show_default=True,
+    help="Divisor of the logits: keep, method (T for qcfs, levels for qffs: what dc-export writes), a number, "
+    "sweep (1/4, 1/2, 1, 2 and 4 times the method's), or several numbers with commas; the best of several is taken.",
+)
 @click.option("--temperature", default="keep", show_default=True, help="keep, fit, or a number; multiplies alpha.")
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the front and the choice.")
@@ -42,9 +49,13 @@ def main(
     network: Path,
     data: Path,
     rule: str,
-    max_drop: float,
+    no_loss: bool,
+    max_drop: float | None,
+    max_steps: float | None,
     delta: float | None,
-    alpha: float | None,
+    metric: str | None,
+    min_step: int | None,
+    alpha: str,
     temperature: str,
     as_json: bool,
     **engine_kind: Any,
@@ -53,106 +64,68 @@ def main(
 
     Run it on what will run it later: with a .plan, on the device it was built for.
 
-    The threshold taken is the one with the fewest mean time steps that loses no accuracy against running all of them
-    (or at most --max-drop). It is fitted to DATA: report accuracies on other images only, never on these.
+    The threshold taken is the one with the fewest mean time steps that loses no accuracy against running all of them,
+    or the one of another target. It is fitted to DATA: report accuracies on other images only, never on these.
 
     \b
     Examples:
       dc-calibrate net.onnx --data data/validation
       dc-calibrate net.onnx --data data/validation --rule grid --max-drop 0.5
+      dc-calibrate net.onnx --data data/validation --max-steps 3.0
       dc-calibrate net.onnx --data data/validation --rule certified --max-drop 1
-      dc-calibrate net.onnx --data validation.npz --json
-      dc-calibrate net.plan --data data/validation
+      dc-calibrate net.onnx --data data/validation --temperature fit
+      dc-calibrate net.onnx --data data/validation --alpha sweep --json
+      dc-calibrate net.onnx --data data/validation --metric entropy --min-step 3
+      dc-calibrate net.plan --data data/validation.npz
     """
-    import json
-
     from ..runtime.cli import progress
-    from ..runtime.errors import DynamicConfidenceError
     from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
-    from .calibrate import Rule, calibrate_file
+    from .alpha import alphas_from_text
+    from .calibrate import Settings, calibrate_network, trace_from_file
+    from .calibration_report import json_from_report, print_report
+    from .policy import Goal, Rule
 
-    if temperature not in ("keep", "fit"):
-        try:
-            chosen_temperature: float | Literal["keep", "fit"] = float(temperature)
-        except ValueError:
-            raise DynamicConfidenceError(f"--temperature {temperature}: expected keep, fit or a number.") from None
-    else:
-        chosen_temperature = cast(Literal["keep", "fit"], temperature)
-    if max_drop < 0:
-        raise DynamicConfidenceError(f"--max-drop {max_drop:g}: expected 0 or more points (0.5 is half a point).")
+    _one_target(rule, no_loss, max_drop, max_steps)
     if delta is not None and rule != "certified":
-        raise DynamicConfidenceError(f"--delta {delta:g} is for --rule certified. Leave it out.")
-    if rule == "certified" and not max_drop > 0:
-        raise DynamicConfidenceError("--rule certified needs --max-drop above 0, in points: --max-drop 1 (one point).")
-    risk = DELTA if delta is None else delta
+        raise _bad(f"--delta {delta:g} is for --rule certified. Leave it out.")
     manifest = read_manifest(network)
+    goal = Goal(cast(Rule, rule), (max_drop or 0.0) / 100, max_steps, DELTA if delta is None else delta)
+    alphas = alphas_from_text(alpha, manifest)
+    settings = Settings(goal, alphas, _temperature(temperature), cast(Any, metric), min_step)
+    settings.current(manifest)  # what does not fit is said before the long work
     pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
-    report = calibrate_file(
-        network,
-        pixels,
-        label,
-        data_name=data.name,
-        rule=cast(Rule, rule),
-        max_drop=max_drop / 100,
-        delta=risk,
-        alpha=alpha,
-        temperature=chosen_temperature,
-        track=lambda starts: progress(starts, "tracing"),
-        **engine_kind,
+    trace = trace_from_file(
+        network, pixels, label, data.name, lambda starts: progress(starts, "tracing"), **engine_kind
     )
+    report = calibrate_network(network, trace, settings, data.name)
     if as_json:
-        click.echo(json.dumps(_plain(report)))
-        return
-    promise = (
-        f"With probability {1 - risk:g} over the choice of these images, accuracy on others like them drops by at most "
-        f"{max_drop:g} points."
-    )
-    _show(network, data, report, promise if rule == "certified" else "")
+        click.echo(json_from_report(report))
+    else:
+        print_report(report, goal, network, data)
 
 
-def _plain(report: CalibrationReport) -> dict[str, object]:
-    import dataclasses
-
-    import msgspec
-
-    return msgspec.to_builtins(dataclasses.asdict(report) | {"calibration": msgspec.to_builtins(report.calibration)})
-
-
-def _rows(report: CalibrationReport) -> list[OperatingPoint]:
-    """At most some `ROWS` points of the front, evenly spread, and the chosen one, by mean steps."""
-    every = -(-len(report.front) // ROWS)
-    shown = {*report.front[::every], report.front[-1], report.chosen}
-    return sorted(shown, key=lambda point: point.mean_steps)
+def _one_target(rule: str, no_loss: bool, max_drop: float | None, max_steps: float | None) -> None:
+    given = {"--no-loss": no_loss or None, "--max-drop": max_drop, "--max-steps": max_steps}
+    targets = [name if value is True else f"{name} {value:g}" for name, value in given.items() if value is not None]
+    if len(targets) > 1:
+        raise _bad(f"{' and '.join(targets)}: choose one target.")
+    if max_drop is not None and not max_drop >= 0:
+        raise _bad(f"--max-drop {max_drop:g}: expected 0 or more points (0.5 is half a point).")
+    if rule == "certified" and not max_drop:
+        raise _bad("--rule certified needs --max-drop above 0, in points: --max-drop 1 (one point).")
 
 
-def _show(network: Path, data: Path, report: CalibrationReport, promise: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _temperature(text: str) -> float | Literal["keep", "fit"]:
+    if text in ("keep", "fit"):
+        return cast(Literal["keep", "fit"], text)
+    try:
+        return float(text)
+    except ValueError:
+        raise _bad(f"--temperature {text}: expected keep, fit or a number.") from None
 
-    calibration = report.calibration
-    table = Table(
-        "threshold", "mean steps", "accuracy %", "", title="Thresholds on the calibration data (Pareto front)"
-    )
-    for point in _rows(report):
-        mark = "<- chosen" if point == report.chosen else ""
-        table.add_row(f"{point.threshold:.4f}", f"{point.mean_steps:.3f}", f"{100 * point.accuracy:.2f}", mark)
-    table.add_section()
-    silent = report.baseline_steps < report.steps
-    table.add_row(
-        "never (until silent)" if silent else "never",
-        f"{report.baseline_steps:.3f}",
-        f"{100 * report.baseline_accuracy:.2f}",
-        "baseline",
-    )
-    table.add_row("upper bound", f"{report.bound_steps:.3f}", f"{100 * report.bound_accuracy:.2f}", "knows the label")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{network}: alpha {calibration.alpha:g}, temperature {calibration.temperature:.4g}, threshold "
-        f"{calibration.threshold:.4g}, from {calibration.samples} images of {data}.",
-        promise or "These numbers are fitted to this data: report accuracies on other images only.",
-        sep="\n",
-        highlight=False,
-        markup=False,
-    )
+
+def _bad(message: str) -> Exception:
+    from ..runtime.errors import DynamicConfidenceError
+
+    return DynamicConfidenceError(message)

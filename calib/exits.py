@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..runtime.errors import DynamicConfidenceError
-from .trace import check_last_step
+from ..runtime.manifest import Calibration
+from .trace import Trace, check_last_step
 
 
 def check_min_step(min_step: int) -> None:
@@ -14,26 +15,35 @@ def check_min_step(min_step: int) -> None:
         raise DynamicConfidenceError(f"min_step is {min_step}, expected 1 or more; count steps from 1")
 
 
-def exit_steps(confidence: np.ndarray, threshold: float, last_step: np.ndarray, min_step: int = 1) -> np.ndarray:
+def exit_steps(scores: np.ndarray, threshold: float, last_step: np.ndarray, min_step: int = 1) -> np.ndarray:
     """Return the step at which each sample stops.
 
-        exit_i = min(last_step_i, first t >= min_step with P_it > threshold)
+        exit_i = min(last_step_i, first t >= min_step with score_it > threshold)
 
     Strictly greater: a threshold of 1 never exits early, and 1/K does not fire while all K logits are equal.
-    Shapes: confidence `[sample, step]`, last_step `[sample]` -> `[sample]` int64, in steps counted from 1.
+    Shapes: scores `[sample, step]`, such as confidences, last_step `[sample]` -> `[sample]` int64, in steps from 1.
     Raises DynamicConfidenceError for shapes that do not match or steps not counted from 1.
     Source: Dynamic Confidence, section 5.3.
     """
-    if confidence.ndim != 2:
+    if scores.ndim != 2:
         raise DynamicConfidenceError(
-            f"confidence has shape {confidence.shape}, expected [sample, step]; use Trace.confidence(scale)"
+            f"scores have shape {scores.shape}, expected [sample, step]; use Trace.scores(scale, metric)"
         )
-    samples, steps = confidence.shape
+    samples, steps = scores.shape
     check_last_step(last_step, samples, steps)
     check_min_step(min_step)
-    fires = (confidence > threshold) & (np.arange(1, steps + 1) >= min_step)
+    fires = (scores > threshold) & (np.arange(1, steps + 1) >= min_step)
     first = np.where(fires.any(axis=1), fires.argmax(axis=1) + 1, steps)
     return np.minimum(first, last_step).astype(np.int64)
+
+
+def replay(trace: Trace, calibration: Calibration) -> np.ndarray:
+    """Return the step `[sample]` at which a network with this calibration stops each sample of its trace.
+
+    Raises DynamicConfidenceError as `Trace.scores` and `exit_steps`.
+    """
+    scores = trace.scores(calibration.scale, calibration.metric)
+    return exit_steps(scores, calibration.threshold, trace.last_step, calibration.min_step)
 
 
 def _check_exits(exits: np.ndarray, steps: int) -> None:

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from ..runtime.confidence import max_softmax
 from ..runtime.errors import DynamicConfidenceError
 
 BOUNDS = (0.05, 20.0)
@@ -16,7 +15,8 @@ _LOG_TOLERANCE = 1e-6
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def _check(logits: np.ndarray, label: np.ndarray) -> None:
+def check_logits(logits: np.ndarray, label: np.ndarray) -> None:
+    """Raise DynamicConfidenceError unless logits `[sample, class]` are finite and every label is one of the classes."""
     if logits.ndim != 2 or 0 in logits.shape:
         raise DynamicConfidenceError(
             f"logits have shape {logits.shape}, expected [sample, class] with neither empty; "
@@ -39,7 +39,8 @@ def _check(logits: np.ndarray, label: np.ndarray) -> None:
         )
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Raise DynamicConfidenceError unless `temperature` is a positive number."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise DynamicConfidenceError(
             f"temperature is {temperature}, expected a positive number; fit one with fit_temperature(logits, label)"
@@ -65,8 +66,8 @@ def negative_log_likelihood(logits: np.ndarray, label: np.ndarray, temperature: 
     Raises DynamicConfidenceError for shapes that do not match, logits that are not finite, or tau not positive.
     Source: Guo et al., On Calibration of Modern Neural Networks (2017), used by Dynamic Confidence, section 5.1.
     """
-    _check(logits, label)
-    _check_temperature(temperature)
+    check_logits(logits, label)
+    check_temperature(temperature)
     return _mean_nll(_below_largest(logits), label, temperature)
 
 
@@ -81,7 +82,7 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float | None:
     Raises DynamicConfidenceError for no samples, shapes that do not match, or logits that are not finite.
     Source: Dynamic Confidence, section 5.1 and steps 1-2 of section 6.1 (Guo et al. 2017).
     """
-    _check(logits, label)
+    check_logits(logits, label)
     z = _below_largest(logits)
 
     def loss(log_tau: float) -> float:
@@ -102,23 +103,3 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float | None:
     fitted = (low + high) / 2
     at_a_bound = min(fitted - math.log(BOUNDS[0]), math.log(BOUNDS[1]) - fitted) < 10 * _LOG_TOLERANCE
     return None if at_a_bound else math.exp(fitted)
-
-
-def expected_calibration_error(logits: np.ndarray, label: np.ndarray, temperature: float, bins: int = 15) -> float:
-    """Return how far confidence and accuracy lie apart, a fraction.
-
-        ECE = sum_b |B_b| / N * |accuracy(B_b) - mean confidence(B_b)|,  B_b: samples with P in ((b-1)/bins, b/bins]
-
-    Shapes: logits `[sample, class]`, label `[sample]`.
-    Raises DynamicConfidenceError for shapes that do not match, logits that are not finite, tau not positive, no bins.
-    Source: Guo et al. 2017, eq. 3; used by Dynamic Confidence, section 5.1.
-    """
-    _check(logits, label)
-    _check_temperature(temperature)
-    if bins < 1:
-        raise DynamicConfidenceError(f"bins is {bins}, expected 1 or more; 15 is usual")
-    confidence = max_softmax(logits, temperature)
-    right = logits.argmax(axis=1) == label
-    index = np.ceil(confidence * bins).astype(np.int64) - 1
-    gap = np.bincount(index, weights=right - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(label))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..runtime.errors import DynamicConfidenceError
+from ..runtime.manifest import Metric
 from .exits import check_min_step, exit_steps
 from .trace import Trace, check_last_step
 
@@ -54,7 +56,8 @@ class Scan:
     def points(self) -> list[OperatingPoint]:
         """Return one operating point per row that an engine can tell apart.
 
-        Engines compute P in float32: an interval narrower than `MIN_WIDTH` would leave exits to its rounding.
+        Engines compute the confidence in float32: an interval narrower than `MIN_WIDTH` would leave exits to its
+        rounding.
         """
         wide = self.high - self.low >= MIN_WIDTH
         columns = (self.threshold[wide].tolist(), self.mean_steps[wide].tolist(), self.accuracy[wide].tolist())
@@ -67,47 +70,53 @@ def fixed_accuracy(trace: Trace) -> np.ndarray:
 
 
 def grid_points(
-    trace: Trace, scale: float, thresholds: Sequence[float] = PAPER_GRID, min_step: int = 1
+    trace: Trace,
+    scale: float,
+    thresholds: Sequence[float] = PAPER_GRID,
+    min_step: int = 1,
+    metric: Metric = "max-softmax",
 ) -> list[OperatingPoint]:
     """Return the operating point of each threshold on the trace, with scale = alpha * tau.
 
     Raises DynamicConfidenceError for a scale that is not positive or a min_step below 1.
     Source: Dynamic Confidence, section 5.3.3 (grid search on the validation set).
     """
-    confidence, correct = trace.confidence(scale), trace.correct
+    scores, correct = trace.scores(scale, metric), trace.correct
     points = []
     for threshold in thresholds:
-        exits = exit_steps(confidence, threshold, trace.last_step, min_step)
+        exits = exit_steps(scores, threshold, trace.last_step, min_step)
         right = correct[np.arange(trace.samples), exits - 1]
         points.append(OperatingPoint(threshold, float(exits.mean()), float(right.mean())))
     return points
 
 
-def exact_scan(confidence: np.ndarray, correct: np.ndarray, last_step: np.ndarray, min_step: int = 1) -> Scan:
+def exact_scan(scores: np.ndarray, correct: np.ndarray, last_step: np.ndarray, min_step: int = 1) -> Scan:
     """Return the mean steps and accuracy of every threshold in [0, 1] at once, without a grid.
 
-        exit_i(th) = min(last_step_i, first t >= min_step with M_it > th),  M_it = max of P_i over min_step..t
+        exit_i(th) = min(last_step_i, first t >= min_step with M_it > th),  M_it = max score of i over min_step..t
 
     A sample's exit changes only where th passes a record of M. Visiting all records in descending order, each moves its
-    sample from its next later record (or last_step) to its own step. Cost O(N T + R log R) for R records.
-    Shapes: confidence `[sample, step]` within 0..1, correct `[sample, step]` bool, last_step `[sample]` (from 1).
-    Raises DynamicConfidenceError for shapes that do not match or confidences outside 0..1.
+    sample from its next later record (or last_step) to its own step. Cost O(N T + R log R) for R <= N (T - 1) records,
+    so O(N T log(N T)) at most.
+    Shapes: scores `[sample, step]` within 0..1, such as confidences, correct `[sample, step]` bool, last_step
+    `[sample]` (from 1).
+    Raises DynamicConfidenceError for shapes that do not match or scores outside 0..1.
     Source: derived from Dynamic Confidence, section 5.3.3, whose grid of 11 thresholds this refines.
     """
-    if confidence.ndim != 2 or 0 in confidence.shape or confidence.shape != correct.shape:
+    if scores.ndim != 2 or 0 in scores.shape or scores.shape != correct.shape:
         raise DynamicConfidenceError(
-            f"confidence has shape {confidence.shape} and correct {correct.shape}, expected the same [sample, step], "
+            f"scores have shape {scores.shape} and correct {correct.shape}, expected the same [sample, step], "
             "not empty; take both from the same trace"
         )
-    samples, steps = confidence.shape
+    samples, steps = scores.shape
     check_last_step(last_step, samples, steps)
     check_min_step(min_step)
-    if not ((confidence >= 0) & (confidence <= 1)).all():
+    if not ((scores >= 0) & (scores <= 1)).all():
         raise DynamicConfidenceError(
-            "confidence holds values outside 0..1 or NaN, expected probabilities; use Trace.confidence(scale)"
+            "scores hold values outside 0..1 or NaN, expected those of an exit metric; use Trace.scores(scale, metric)"
         )
     step = np.arange(1, steps + 1)
-    running = np.maximum.accumulate(np.where(step >= min_step, confidence, 0.0), axis=1)
+    running = np.maximum.accumulate(np.where(step >= min_step, scores, 0.0), axis=1)
     is_record = (np.diff(running, axis=1, prepend=0.0) > 0) & (step < last_step[:, None])
     sample, at = np.nonzero(is_record)
     later = last_step[sample] - 1
@@ -178,3 +187,24 @@ def choose(points: Iterable[OperatingPoint], baseline_accuracy: float, max_drop:
             "include threshold 1, which never exits early, or allow a larger max_drop"
         )
     return min(accurate, key=_cheapest_first)
+
+
+def choose_within(points: Iterable[OperatingPoint], max_mean_steps: float) -> OperatingPoint:
+    """Return the most accurate point whose mean steps are at most `max_mean_steps`.
+
+    Equal accuracy: the fewer steps, then the higher threshold.
+    Raises DynamicConfidenceError when no point is cheap enough; it names the cheapest.
+    """
+    points = list(points)
+    affordable = [point for point in points if point.mean_steps <= max_mean_steps]
+    if not affordable:
+        nearest = min(points, key=_cheapest_first)
+        raise DynamicConfidenceError(
+            f"no threshold takes {max_mean_steps:g} mean steps or fewer; the nearest takes {nearest.mean_steps:.4g}, "
+            f"with accuracy {100 * nearest.accuracy:.2f} %. Allow that: --max-steps {_rounded_up(nearest.mean_steps)}."
+        )
+    return min(affordable, key=lambda point: (-point.accuracy, *_cheapest_first(point)))
+
+
+def _rounded_up(steps: float) -> str:
+    return f"{math.ceil(steps * 1000) / 1000:g}"

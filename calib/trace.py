@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.confidence import max_softmax
 from ..runtime.errors import DynamicConfidenceError
+from ..runtime.exit_metrics import score
+from ..runtime.manifest import Metric
 
 
 def check_last_step(last_step: np.ndarray, samples: int, steps: int) -> None:
@@ -78,16 +79,23 @@ class Trace:
         """Whether the answer, the lowest class with the largest logit, is right at each step: `[sample, step]` bool."""
         return self.logits.argmax(axis=2) == self.label[:, None]
 
-    def confidence(self, scale: float) -> np.ndarray:
-        """Return P = max softmax(logits / scale) `[sample, step]` float64, with scale = alpha * tau (positive).
+    def scores(self, scale: float, metric: Metric = "max-softmax") -> np.ndarray:
+        """Return what the threshold is compared with, `[sample, step]` float64 in 0 … 1; scale = alpha * tau.
 
-        Raises DynamicConfidenceError for a scale that is not a positive number.
-        Source: Dynamic Confidence, eq. 1-2, sections 5.1 and 5.2.
+        Raises DynamicConfidenceError for a scale that is not a positive number, or a metric that needs more classes.
+        Source: docs/adr/0008-exit-metrics.md; max-softmax: Dynamic Confidence, eq. 1-2, sections 5.1 and 5.2.
         """
         if not (np.isfinite(scale) and scale > 0):
             raise DynamicConfidenceError(f"scale is {scale}, expected a positive number; pass alpha * temperature")
+        found, run = np.empty(self.logits.shape[:2]), None
         # One step at a time: float64 copies of the whole trace would need several times its memory.
-        return np.stack([max_softmax(self.logits[:, t], scale) for t in range(self.steps)], axis=1)
+        for t in range(self.steps):
+            found[:, t], run = score(metric, self.logits[:, t], scale, run)
+        return found
+
+    def confidence(self, scale: float) -> np.ndarray:
+        """Return P = max softmax(logits / scale) `[sample, step]`: the scores of `max-softmax`. Raises: as `scores`."""
+        return self.scores(scale)
 
     def subset(self, index: np.ndarray) -> Trace:
         """Return the trace of the samples picked by `index` (whole numbers, or one bool per sample)."""

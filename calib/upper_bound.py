@@ -21,6 +21,12 @@ def upper_bound(correct: np.ndarray, last_step: np.ndarray | None = None) -> tup
     accuracy `[cap]` (a fraction). Raises DynamicConfidenceError for shapes that do not match.
     Source: Dynamic Confidence, section 5.3.2.
     """
+    steps, right = upper_bound_sums(correct, last_step)
+    return steps / len(correct), right / len(correct)
+
+
+def upper_bound_sums(correct: np.ndarray, last_step: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return `upper_bound` times the number of samples: whole numbers int64 `[cap]`, so that parts add up exactly."""
     if correct.ndim != 2 or 0 in correct.shape:
         raise DynamicConfidenceError(
             f"correct has shape {correct.shape}, expected [sample, step] with neither empty; use Trace.correct"
@@ -32,7 +38,4 @@ def upper_bound(correct: np.ndarray, last_step: np.ndarray | None = None) -> tup
     right = correct & (step <= ends[:, None])
     solved = right.any(axis=1)
     stop = np.where(solved, right.argmax(axis=1) + 1, ends)
-    # Whole-number sums, divided once, so that both curves are exact.
-    mean_steps = np.minimum(stop[:, None], step).sum(axis=0) / samples
-    accuracy = (solved[:, None] & (stop[:, None] <= step)).sum(axis=0) / samples
-    return mean_steps, accuracy
+    return np.minimum(stop[:, None], step).sum(axis=0), (solved[:, None] & (stop[:, None] <= step)).sum(axis=0)

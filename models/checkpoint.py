@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.files import write_atomically
 from ..runtime.manifest import Preprocessing
-from .lsq import positive_scales
+from .quantiser import positive_scales
 from .registry import build
 
 FORMAT = "dynamic-confidence/model"

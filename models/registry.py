@@ -19,13 +19,28 @@ FORMS = ("cifar", "imagenet")
 SHORTCUTS = ("conv", "pad")
 
 
+RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], int]] = {
+    "resnet8": (BasicBlock, (1, 1, 1), 16),
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 64),
+    "resnet20": (BasicBlock, (3, 3, 3), 16),
+    "resnet32": (BasicBlock, (5, 5, 5), 16),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 64),
+    "resnet44": (BasicBlock, (7, 7, 7), 16),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 64),
+    "resnet56": (BasicBlock, (9, 9, 9), 16),
+    "resnet110": (BasicBlock, (18, 18, 18), 16),
+}
+"""Block, blocks per stage, and channels of the first stage."""
+
+
 def _resnet(
     block: type[BasicBlock] | type[Bottleneck],
     depths: tuple[int, ...],
     default_width: int,
     *,
     activation: str = "lsq",
-    bits: int = 2,
+    bits: int | None = None,
+    levels: int | None = None,
     form: str = "cifar",
     width: int | None = None,
     classes: int = 10,
@@ -35,11 +50,11 @@ def _resnet(
     return ResNet(
         block,
         depths,
-        activation=activation_factory(activation, bits),
+        activation=activation_factory(activation, bits, levels),
         form=_known("form", form, FORMS),
-        width=default_width if width is None else _positive("width", width),
-        classes=_positive("classes", classes),
-        in_channels=_positive("in_channels", in_channels),
+        width=default_width if width is None else _whole("width", width),
+        classes=_whole("classes", classes),
+        in_channels=_whole("in_channels", in_channels),
         shortcut=_known("shortcut", shortcut, SHORTCUTS),
     )
 
@@ -47,34 +62,38 @@ def _resnet(
 def _vgg16(
     *,
     activation: str = "lsq",
-    bits: int = 2,
+    bits: int | None = None,
+    levels: int | None = None,
     form: str = "cifar",
     width: int = 64,
+    hidden: int | None = None,
     classes: int = 10,
     in_channels: int = 3,
 ) -> nn.Module:
+    width = _whole("width", width)
+    if hidden is None:
+        hidden = 64 * width if form == "imagenet" else 0
     return VGG16(
-        activation=activation_factory(activation, bits),
+        activation=activation_factory(activation, bits, levels),
         form=_known("form", form, FORMS),
-        width=_positive("width", width),
-        classes=_positive("classes", classes),
-        in_channels=_positive("in_channels", in_channels),
+        width=width,
+        hidden=_whole("hidden", hidden, least=0),
+        classes=_whole("classes", classes),
+        in_channels=_whole("in_channels", in_channels),
     )
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": partial(_resnet, BasicBlock, (1, 1, 1), 16),
-    "resnet18": partial(_resnet, BasicBlock, (2, 2, 2, 2), 64),
-    "resnet20": partial(_resnet, BasicBlock, (3, 3, 3), 16),
-    "resnet34": partial(_resnet, BasicBlock, (3, 4, 6, 3), 64),
-    "resnet50": partial(_resnet, Bottleneck, (3, 4, 6, 3), 64),
+    **{name: partial(_resnet, *shape) for name, shape in RESNETS.items()},
     "vgg16": _vgg16,
 }
 
 
 def build(architecture: str, **arguments: Any) -> nn.Module:
-    """Build a network from its name and arguments (activation, bits, form, width, classes, in_channels, shortcut).
+    """Build a network from its name and arguments.
 
+    `activation` lsq (with `bits`), qcfs (with `levels`) or relu; `form`, `width`, `classes`, `in_channels`; `shortcut`
+    of residual networks; `hidden`, the size of the two hidden linear layers of a VGG (0: none).
     Raises: DynamicConfidenceError for an unknown name or argument; the nearest known one is suggested.
     """
     make = ARCHITECTURES[_known("architecture", architecture, ARCHITECTURES)]
@@ -92,7 +111,7 @@ def _known(what: str, value: str, options: Collection[str]) -> str:
     return value
 
 
-def _positive(what: str, value: int) -> int:
-    if not (isinstance(value, int) and value > 0):
-        raise DynamicConfidenceError(f"{what} {value}: expected a whole number above 0.")
+def _whole(what: str, value: int, least: int = 1) -> int:
+    if not (isinstance(value, int) and value >= least):
+        raise DynamicConfidenceError(f"{what} {value}: expected a whole number, {least} or more.")
     return value

@@ -14,12 +14,12 @@ _MULTIPLES = (1, 2, 4, 8, 8)
 class VGG16(nn.Module):
     """VGG-16 on normalised images `[batch, channel, height, width]` -> logits `[batch, class]`.
 
-    `form` is "cifar" (32x32 images, one linear layer) or "imagenet" (224x224 images, two hidden layers of 64 * width);
-    `width` is the number of channels of the first stage.
+    `form` is "cifar" (32x32 images) or "imagenet" (224x224 images); `width` is the number of channels of the first
+    stage, `hidden` the size of the two hidden linear layers (0: a single linear layer).
     """
 
     def __init__(
-        self, *, activation: Callable[[], nn.Module], form: str, width: int, classes: int, in_channels: int
+        self, *, activation: Callable[[], nn.Module], form: str, width: int, hidden: int, classes: int, in_channels: int
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -31,10 +31,10 @@ class VGG16(nn.Module):
                 layers += [nn.BatchNorm2d(channels), activation()]
             layers.append(nn.AvgPool2d(2))
         self.features = nn.Sequential(*layers)
-        if form == "imagenet":
-            hidden = 64 * width
+        features = channels * 49 if form == "imagenet" else channels
+        if hidden:
             self.classifier = nn.Sequential(
-                nn.Linear(channels * 49, hidden),
+                nn.Linear(features, hidden),
                 activation(),
                 nn.Dropout(),
                 nn.Linear(hidden, hidden),
@@ -43,7 +43,7 @@ class VGG16(nn.Module):
                 nn.Linear(hidden, classes),
             )
         else:
-            self.classifier = nn.Sequential(nn.Linear(channels, classes))
+            self.classifier = nn.Sequential(nn.Linear(features, classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

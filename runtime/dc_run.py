@@ -14,7 +14,9 @@ from .cli import command_errors, engine_options
 @click.option("--engine", "engine_path", type=click.Path(path_type=Path), help="Network: .onnx or .plan.  [required]")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--threshold", type=float, help="Confidence th_c that stops an input; 1 never does. [default: calibrated]"
+    "--threshold",
+    type=float,
+    help="Confidence th_c (or score of the calibrated metric) that stops an input; 1 never does. [default: calibrated]",
 )
 @click.option("--steps", type=int, help="Largest number of time steps T. [default: as exported]")
 @click.option("--deadline-ms", type=float, help="An anytime answer: start no call that would end later than this.")
@@ -43,7 +45,8 @@ def main(
 ) -> None:
     """Answer INPUTS (image files, folders, .npy or .npz) with an exported spiking network.
 
-    Every input stops at the first time step whose confidence exceeds the threshold. Folders named like the classes
+    Every input stops at the first time step whose confidence exceeds the threshold (or the score of the metric that
+    the network was calibrated with). Folders named like the classes
     give the accuracy as well. Exit code 0: all answered; 2: some input could not be read (the others were answered).
 
     \b

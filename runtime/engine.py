@@ -55,6 +55,8 @@ class StepOutput(NamedTuple):
     """int64 `[K, N]`, argmax of the logits."""
     spikes: np.ndarray | None
     """float32 `[K, N, layer]`, spikes of either sign; None when the network was exported without them."""
+    net_spikes: np.ndarray | None = None
+    """float32 `[K, N, layer]`, positive spikes less negative ones; None when the network does not count them."""
 
 
 class Engine(Protocol):

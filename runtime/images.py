@@ -26,7 +26,7 @@ LARGEST_RESIZED = 2**26
 """Pixels an image may have after the resize: a strip of 30000 x 1 would grow to gigabytes before the crop."""
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, ArithmeticError)
 # A damaged header is parsed as Python, damaged zip fields ask for passwords, other compressions or endless memory.
-_BROKEN_ARRAY = (*_BROKEN_IMAGE, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+BROKEN_ARRAY = (*_BROKEN_IMAGE, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             if image is None:
                 raise DynamicConfidenceError(f"{path}: holds {names}, expected an array named 'image' (and 'label').")
             return loaded[image], None if label is None else loaded[label]
-    except _BROKEN_ARRAY as error:
+    except BROKEN_ARRAY as error:
         raise DynamicConfidenceError(f"{path}: not a readable .npy or .npz file ({error}).") from error
 
 
@@ -176,14 +176,22 @@ def labelled_arrays(
     return np.stack([s.pixels for s in samples]), np.array([s.label for s in samples], np.int64)
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files in a folder and the folders in it, in order.
+
+    Raises: DynamicConfidenceError when there is none.
+    """
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not found:
+        raise DynamicConfidenceError(
+            f"{folder}: no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})."
+        )
+    return found
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        if not found:
-            raise DynamicConfidenceError(
-                f"{path}: no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})."
-            )
-        return found
+        return image_files(path)
     if not path.is_file():
         raise DynamicConfidenceError(f"{path}: no such file or folder.")
     return [path]

@@ -17,6 +17,7 @@ FLOAT32_RANGE = 2.0**-126, 2.0**127
 
 Dim = int | str  # "N" is the batch, any other dimension is fixed
 Precision = Literal["fp32", "fp16", "int8"]
+Metric = Literal["max-softmax", "softmax-margin", "logit-margin", "entropy", "patience"]
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,7 +99,7 @@ class State(_Record, frozen=True):
 class Output(_Record, frozen=True):
     """One output, `[K, N, …]`: it comes back for every step of the call."""
 
-    name: Literal["logits", "confidence", "label", "spikes"]
+    name: Literal["logits", "confidence", "label", "spikes", "net_spikes"]
     shape: tuple[Dim, ...]
     dtype: Literal["float32", "int64"]
 
@@ -125,13 +126,13 @@ class Method(_Record, frozen=True):
 
 
 class Calibration(_Record, frozen=True):
-    """What decides when to stop. The confidence is max softmax(logits / (alpha * temperature))."""
+    """What decides when to stop: the score that `metric` gives logits / (alpha * temperature), and a threshold."""
 
     alpha: float
     temperature: float = 1.0
     threshold: float = 1.0
-    """A confidence is never above 1, so the value of an uncalibrated network never exits early."""
-    metric: Literal["max-softmax"] = "max-softmax"
+    """A score is never above 1, so the value of an uncalibrated network never exits early."""
+    metric: Metric = "max-softmax"
     min_step: int = 1
     data: str | None = None
     """Where the threshold comes from; null until `dc-calibrate` has run."""
@@ -237,7 +238,7 @@ class Manifest(_Record, frozen=True):
         _require(self.input.shape == image, f"input shape {self.input.shape}, expected {image} from its preprocessing")
         wanted = {"logits": (*steps, len(self.class_names)), "confidence": steps, "label": steps}
         found = {output.name: output.shape for output in self.outputs}
-        spikes = found.pop("spikes", None)
+        spikes, net_spikes = found.pop("spikes", None), found.pop("net_spikes", None)
         _require(
             found == wanted and len(self.class_names) > 0,
             f"outputs {found}, expected {wanted} from steps_per_call and class_names",
@@ -247,6 +248,10 @@ class Manifest(_Record, frozen=True):
             f"output spikes {spikes}, expected {(*steps, 'layers')}",
         )
         _require(spikes is not None or self.method.name != "qffs", "a qffs network has the output spikes, expected it")
+        _require(
+            net_spikes is None or (self.method.name == "qffs" and net_spikes == spikes),
+            f"output net_spikes {net_spikes}: expected with qffs only, and of the shape of spikes, {spikes}",
+        )
 
     def has_output(self, name: str) -> bool:
         return any(output.name == name for output in self.outputs)

@@ -1,4 +1,4 @@
-"""The network file of any kind, chosen by its suffix: read its manifest, write a new calibration into it."""
+"""The network file of any kind, chosen by its suffix: read its manifest and limits, write a new calibration into it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from .errors import DynamicConfidenceError
 from .manifest import Calibration, Manifest
 
 FORMATS = {".onnx": "onnx_file", ".plan": "plan_file"}
-"""Suffix -> module in `runtime/` with these two functions."""
+"""Suffix -> module in `runtime/` with these three functions."""
 
 
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of a network file. Raises: DynamicConfidenceError for an unknown kind or a broken file."""
     return _format(path).read_manifest(path)
+
+
+def largest_batch(path: Path) -> int | None:
+    """Return how many inputs the network takes at once: a plan was built for so many, None is no limit.
+
+    Raises: DynamicConfidenceError for an unknown kind or a broken file.
+    """
+    return _format(path).largest_batch(path)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:

@@ -97,10 +97,7 @@ def read_plan(path: Path) -> PlanInfo:
     header = plan_header(content)
     if header is None and not sidecar.exists():
         raise _no_plan(path, content, None)
-    text = _read(
-        sidecar, rebuild_command(path, None), " It belongs to the plan: move both together, or build them again with"
-    )
-    manifest, engine = _decode(path, text)
+    manifest, engine = _decode(path, _sidecar_text(path))
     if header is None:
         raise _no_plan(path, content, engine)
     if header != (engine.flavour, engine.version):
@@ -119,6 +116,11 @@ def read_plan(path: Path) -> PlanInfo:
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest alone. Raises: as `read_plan`."""
     return read_plan(path).manifest
+
+
+def largest_batch(path: Path) -> int:
+    """Read from the sidecar alone how many inputs the plan was built for. Raises: as `read_plan` for a bad sidecar."""
+    return _decode(path, _sidecar_text(path))[1].batch
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -148,6 +150,11 @@ def _decode(path: Path, text: bytes) -> tuple[Manifest, EngineIdentity]:
             f"Build it again with `{rebuild_command(path, None)}`."
         ) from error
     return decoded.manifest, decoded.engine
+
+
+def _sidecar_text(path: Path) -> bytes:
+    hint = " It belongs to the plan: move both together, or build them again with"
+    return _read(sidecar_path(path), rebuild_command(path, None), hint)
 
 
 def _read(path: Path, command: str, hint: str = " Build it with") -> bytes:

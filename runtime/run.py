@@ -14,8 +14,8 @@ from .images import Broken, Sample, frames_from_path, iterate_samples
 from .stepping import ExitPolicy, check_pixels, infer
 
 Record = dict[str, Any]
-"""Keys: input; then label, name, confidence, steps, ms, exit, late (with a deadline), truth (where the data tells); or
-only error."""
+"""Keys: input; then label, name, confidence, steps, ms, exit, score (of another metric than max-softmax), late (with a
+deadline), truth (where the data tells); or only error."""
 
 
 def records(engine: Engine, paths: Sequence[Path], policy: ExitPolicy, *, frames: bool = False) -> Iterator[Record]:
@@ -75,6 +75,8 @@ def _answered(engine: Engine, samples: list[Sample], policy: ExitPolicy) -> Iter
             "ms": round(ms, 4),
             "exit": answers.reason[row],
         }
+        if policy.metric != "max-softmax":
+            record["score"] = float(answers.score[row])
         if policy.deadline_ms is not None:
             record["late"] = ms > policy.deadline_ms
         if sample.label is not None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from .engine import Engine
 from .errors import DynamicConfidenceError
-from .manifest import Manifest
+from .exit_metrics import score
+from .manifest import Manifest, Metric
 
 Reason = Literal["confident", "quiescent", "last step", "deadline"]
 
@@ -24,9 +25,11 @@ class ExitPolicy:
     scale: float
     """alpha * temperature: the logits are divided by it before the softmax."""
     threshold: float
-    """Stop at the first step >= min_step whose confidence is strictly greater; 1 never stops."""
+    """Stop at the first step >= min_step whose score is strictly greater; 1 never stops."""
     max_steps: int
     min_step: int = 1
+    metric: Metric = "max-softmax"
+    """What gives the score: the graph's own confidence, or a metric of its logits (`exit_metrics`)."""
     quiet_after: int | None = None
     """QFFS: after this step (the injection window) a step without a spike is final. None: no such exit."""
     deadline_ms: float | None = None
@@ -39,6 +42,9 @@ class Answers:
 
     label: np.ndarray
     confidence: np.ndarray
+    """The graph's: the largest softmax probability."""
+    score: np.ndarray
+    """What the threshold is compared with: the confidence, or another metric's score."""
     steps: np.ndarray
     """Time steps until the exit."""
     ms: np.ndarray
@@ -79,6 +85,7 @@ def policy_from_manifest(
         threshold=threshold,
         max_steps=max_steps,
         min_step=calibration.min_step,
+        metric=calibration.metric,
         quiet_after=manifest.method.injection_steps if manifest.has_output("spikes") else None,
         deadline_ms=deadline_ms,
     )
@@ -87,8 +94,8 @@ def policy_from_manifest(
 def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
     """Run a batch until every input has stopped, each at its own step.
 
-        exit at the first t >= min_step with P_t > threshold, or when nothing can change any more, or at T, or when the
-        next call would miss the deadline
+        exit at the first t >= min_step with score_t > threshold, or when nothing can change any more, or at T, or when
+        the next call would miss the deadline
 
     Shapes: pixels uint8 `[N, channel, height, width]`, or `[T, N, channel, height, width]` for an input that varies in
     time (it ends with its last frame); N at most the engine's batch.
@@ -100,6 +107,8 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
     count = pixels.shape[-4]
     label, steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
     confidence, ms = np.zeros(count, np.float32), np.zeros(count)
+    own = policy.metric == "max-softmax"
+    reached, run = confidence if own else np.zeros(count), None
     logits = np.zeros((count, len(engine.manifest.class_names)), np.float32)
     reasons: list[Reason] = ["last step"] * count
     running = np.ones(count, bool)
@@ -110,38 +119,60 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
             now, calls = (time.perf_counter() - started) * 1e3, calls + 1
             # One more call is expected to take as long as the mean of those done.
             late = policy.deadline_ms is not None and now + now / calls > policy.deadline_ms
-        sure = (t.confidence > threshold) & (t.step >= policy.min_step)
+        found = t.confidence
+        if not own:
+            found, run = score(policy.metric, t.logits, policy.scale, run)
+        sure = (found > threshold) & (t.step >= policy.min_step)
         over: Reason | None = "last step" if t.last else "deadline" if late and t.ends_call else None
         stopped = running if over else running & (sure | t.quiet)
         if not stopped.any():
             continue
         for source, target in ((t.label, label), (t.confidence, confidence), (t.logits, logits)):
             target[stopped] = source[stopped]
+        if not own:
+            reached[stopped] = found[stopped]
         steps[stopped], ms[stopped] = t.step, now
         for index in np.flatnonzero(stopped):
             reasons[index] = "confident" if sure[index] else "quiescent" if t.quiet[index] else over or "last step"
         running = running & ~stopped
         if not running.any():
             break
-    return Answers(label, confidence, steps, ms, reasons, logits)
+    return Answers(label, confidence, reached, steps, ms, reasons, logits)
 
 
-def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Run a batch for all its steps without an exit: what calibration looks at.
+class FullRun(NamedTuple):
+    """What a batch does when nothing stops it."""
 
-    Returns the accumulated logits `[N, step, class]` float32, and per input the step `[N]` int64 at which it would stop
-    for another reason than confidence (its first quiet step, else T).
-    """
+    logits: np.ndarray
+    """float32 `[N, step, class]`, accumulated over the steps 1 … t."""
+    last_step: np.ndarray
+    """int64 `[N]`: where it would stop for another reason than confidence (its first quiet step, else T)."""
+    spikes: np.ndarray | None
+    """int64 `[N, step, layer]`: spikes of either sign in the steps 1 … t; None when the network does not count them."""
+    net_spikes: np.ndarray | None
+    """int64 `[N, step, layer]`: positive less negative ones, likewise."""
+
+
+def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> FullRun:
+    """Run a batch for all its steps without an exit: what calibration and evaluation look at."""
     check_pixels(engine, pixels)
     manifest = engine.manifest
     policy = ExitPolicy(scale, 1.0, manifest.max_steps, quiet_after=policy_from_manifest(manifest).quiet_after)
     count = pixels.shape[-4]
     logits = np.zeros((count, policy.max_steps, len(manifest.class_names)), np.float32)
     last_step = np.full(count, policy.max_steps, np.int64)
+    counts = {
+        output.name: np.zeros((count, policy.max_steps, int(output.shape[-1])), np.int64)
+        for output in manifest.outputs
+        if output.name in ("spikes", "net_spikes")
+    }
     for t in _time_steps(engine, pixels, policy):
         logits[:, t.step - 1] = t.logits
         last_step[t.quiet & (last_step == policy.max_steps)] = t.step
-    return logits, last_step
+        for name, per_step in counts.items():
+            per_step[:, t.step - 1] = getattr(t, name)
+    totals = {name: per_step.cumsum(axis=1) for name, per_step in counts.items()}
+    return FullRun(logits, last_step, totals.get("spikes"), totals.get("net_spikes"))
 
 
 class _TimeStep(NamedTuple):
@@ -156,6 +187,9 @@ class _TimeStep(NamedTuple):
     label: np.ndarray
     quiet: np.ndarray
     """`[N]`: no neuron fired and no injection is left, so nothing can change any more."""
+    spikes: np.ndarray | None
+    """`[N, layer]`, as `StepOutput` has them; None when the network does not count them."""
+    net_spikes: np.ndarray | None
 
 
 def _time_steps(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Iterator[_TimeStep]:
@@ -174,10 +208,13 @@ def _time_steps(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Itera
         used = min(manifest.steps_per_call, final - first)
         for k in range(used):
             step, quiet = first + k + 1, nothing_quiet
-            if policy.quiet_after is not None and step > policy.quiet_after and output.spikes is not None:
-                quiet = output.spikes[k, :count].sum(axis=-1) == 0
+            spikes, net_spikes = (
+                None if counts is None else counts[k, :count] for counts in (output.spikes, output.net_spikes)
+            )
+            if policy.quiet_after is not None and step > policy.quiet_after and spikes is not None:
+                quiet = spikes.sum(axis=-1) == 0
             values = output.logits[k, :count], output.confidence[k, :count], output.label[k, :count]
-            yield _TimeStep(step, k == 0, k == used - 1, step == final, *values, quiet)
+            yield _TimeStep(step, k == 0, k == used - 1, step == final, *values, quiet, spikes, net_spikes)
 
 
 def _call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:

@@ -21,7 +21,7 @@ from dynamic_confidence.runtime.manifest import (
 )
 
 Tensors = dict[str, np.ndarray]
-OUTPUTS = ("logits", "confidence", "label", "spikes")
+OUTPUTS = ("logits", "confidence", "label", "spikes", "net_spikes")
 
 
 def manifest_of(
@@ -40,7 +40,7 @@ def manifest_of(
         Output("logits", (*call, classes), "float32"),
         Output("confidence", call, "float32"),
         Output("label", call, "int64"),
-        *([Output("spikes", (*call, len(states)), "float32")] if spikes else []),
+        *(Output(name, (*call, len(states)), "float32") for name in OUTPUTS[3:] if spikes),
     ]
     return Manifest(
         version=1,
@@ -53,7 +53,7 @@ def manifest_of(
         outputs=tuple(outputs),
         steps_per_call=steps_per_call,
         max_steps=max_steps,
-        method=Method("qcfs", 3, None),
+        method=Method("qffs", 3, 3) if spikes else Method("qcfs", 3, None),
         class_names=tuple(map(str, range(classes))),
         calibration=Calibration(alpha=1.0),
         numerics=Numerics("fp32", True, False, (Grid("readout", 10, 2.0**14, 1.0, "worst case"),)),

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.lsq import LSQ
 from ..models.neurons import SignedIFState
+from ..models.quantiser import Quantiser, quantisers
 from ..runtime.errors import CheckFailed
 from ..runtime.manifest import Preprocessing
 from .simulate import SnnState, initial_state, simulate_step, simulation_from_snn
@@ -22,9 +22,9 @@ from .snn_from_ann import READOUT, snn_from_ann
 SHIFT = 1e-4 * 2.0**0.5
 """Added to what every quantiser and every neuron rounds, in quantisation steps.
 
-The quantiser rounds half to even and the neuron half up, so a correct conversion differs at an exact tie; and where
-weights are round numbers there are many. Moved by the same irrational amount, both sides round the same numbers, none
-of which is a tie, and the check may demand that all agree.
+LSQ rounds half to even, QCFS and the neuron half up, so a correct conversion differs at an exact tie; and where weights
+are round numbers there are many. Moved by the same irrational amount, both sides round the same numbers, none of which
+is a tie, and the check may demand that all agree.
 """
 TOLERANCE = 1e-6
 """Of the standard deviation of what is compared. Float64 leaves 1e-13; one wrong spike leaves 1e-2."""
@@ -35,7 +35,7 @@ FLOOR = 1e-9
 def check_conversion(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray) -> int:
     """Compare a network with its conversion, layer by layer, and return the time steps that the conversion settled in.
 
-        v + n - 1/2 = levels * current = v_ann / s   per neuron, at rest;   accumulated logits / levels = logits
+        v + n - 1/2 = levels * current = v_ann / step   per neuron, at rest;   accumulated logits / levels = logits
 
     Both run in float64, the conversion unsnapped and as QFFS, whose neurons come to rest: `levels` steps after
     all their inputs have, so after levels * layers steps at the latest. QCFS shares the conversion (synapses, folding,
@@ -59,9 +59,8 @@ def _quantised(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndar
     """What every quantiser of the network rounds, in steps, call by call, and the logits; `[image, value]` each."""
     reference = copy.deepcopy(network).double().eval()
     seen: list[Tensor] = []
-    for module in reference.modules():
-        if isinstance(module, LSQ):
-            _shift_input(module, seen)
+    for _, quantiser in quantisers(reference):
+        _shift_input(quantiser, seen)
     mean, std = (
         torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std)
     )
@@ -69,10 +68,10 @@ def _quantised(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndar
     return [value.reshape(len(pixels), -1).numpy() for value in (*seen, logits)]
 
 
-def _shift_input(quantiser: LSQ, seen: list[Tensor]) -> None:
+def _shift_input(quantiser: Quantiser, seen: list[Tensor]) -> None:
     def shift(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-        seen.append(arguments[0] / quantiser.scale)
-        return (arguments[0] + SHIFT * quantiser.scale,)
+        seen.append(arguments[0] / quantiser.step)
+        return (arguments[0] + SHIFT * quantiser.step,)
 
     quantiser.register_forward_pre_hook(shift)
 

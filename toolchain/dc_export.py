@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     help="Of the convolutions between spikes: fp32 and int8 are exact, fp16 rounds.",
 )
 @click.option("--frames", is_flag=True, help="The input varies in time: [K, N, C, H, W], one frame per step.")
-@click.option("--count-spikes", is_flag=True, help="Return the spikes of each layer and step (always with qffs).")
+@click.option("--count-spikes", is_flag=True, help="Return the spikes of each layer and step; qffs: the net count too.")
 @click.option(
     "--calibrate-on",
     type=click.Path(path_type=Path),

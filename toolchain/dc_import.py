@@ -11,6 +11,7 @@ from ..runtime.cli import command_errors
 NORMALISATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 CLASS_NAMES = {
@@ -31,7 +32,14 @@ CLASS_NAMES = {
 )
 @click.option("--resize", type=int, help="Shorter side before the centre crop to --size. [default: straight to --size]")
 @click.option("--class-names", help="cifar10, a file with one name per line, or a,b,c. [default: 0, 1, …]")
-@click.option("--bits", type=int, default=2, show_default=True, help="Bits of the activation quantiser.")
+@click.option("--bits", type=int, help="Bits that LSQ activations were trained with, 1 to 8. [default: 2]")
+@click.option(
+    "--levels", type=int, help="Levels L that QCFS activations were trained with, 1 to 255; required for them."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Write nothing: show what becomes of each key; exit 1 if it does not fit."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what became of each key as one JSON object.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: CHECKPOINT_model.pt in this folder]")
 @click.version_option(package_name="dynamic-confidence")
 @command_errors
@@ -41,22 +49,30 @@ def main(
     size: int | None,
     resize: int | None,
     class_names: str | None,
-    bits: int,
+    bits: int | None,
+    levels: int | None,
+    dry_run: bool,
+    as_json: bool,
     output: Path | None,
 ) -> None:
     """Convert CHECKPOINT (a state_dict of a known family) into a model.pt.
 
-    Architecture, width, number of classes and shortcuts are read off the weights. Known families: residual networks of
-    the paper's demo, of torchvision and of akamaster/pytorch_resnet_cifar10. Nothing in the file is executed.
+    Architecture, width, number of classes and shortcuts are read off the weights. Known families: the paper's demo;
+    torchvision (ResNet-18, -34, -50, VGG-16 with batch normalisation); akamaster/pytorch_resnet_cifar10 (ResNet-20 to
+    -110); the networks of the QCFS authors, in their old and new naming. Nothing in the file is executed.
 
     \b
     Examples:
       dc-import resnet20_lsq2.pt --normalisation imagenet --class-names cifar10 -o resnet20.pt
+      dc-import vgg16_L4.pth --normalisation cifar10 --levels 4 --class-names cifar10 -o vgg16.pt
+      dc-import resnet50.pth --normalisation imagenet --resize 256 --class-names names.txt -o float.pt
+      dc-import unknown.pth --normalisation none --dry-run
     """
     from ..models.checkpoint import FORMAT, safe_load, save_checkpoint
-    from ..runtime.errors import DynamicConfidenceError
+    from ..runtime.errors import CheckFailed, DynamicConfidenceError
     from ..runtime.manifest import Preprocessing
-    from .foreign import import_checkpoint
+    from .foreign import checkpoint_from_plan, plan_import
+    from .import_view import hints, print_json, print_table, summary
 
     output = output or Path(f"{checkpoint.stem}_model.pt")
     if output.resolve() == checkpoint.resolve():
@@ -72,14 +88,27 @@ def main(
             raise DynamicConfidenceError(f"--resize {resize}: expected at least --size {side}, which is cut out of it.")
         return Preprocessing(color="RGB", height=side, width=side, mean=mean, std=std, resize_shorter_side=resize)
 
-    imported = import_checkpoint(content, str(checkpoint), preprocessing, names, bits)
-    save_checkpoint(output, imported.checkpoint)
-    result = imported.checkpoint
-    dropped = f", dropped {', '.join(imported.dropped)}" if imported.dropped else ""
-    click.echo(
-        f"{output}: {result.architecture} ({imported.layout} layout), {result.arguments['activation']} activations, "
-        f"{len(result.class_names)} classes, {len(result.state_dict)} tensors, {len(imported.renamed)} renamed{dropped}"
-    )
+    plan = plan_import(content, str(checkpoint))
+    if dry_run and not as_json:
+        print_table(plan)
+        click.echo(summary(plan))
+    try:
+        imported = checkpoint_from_plan(plan, preprocessing, names, bits, levels)
+    except DynamicConfidenceError as error:
+        if not dry_run:
+            raise
+        if as_json:
+            print_json(plan, None, str(error))
+        raise CheckFailed(str(error)) from error
+    if not dry_run:
+        save_checkpoint(output, imported)
+    if as_json:
+        print_json(plan, None if dry_run else output, None)
+    elif dry_run:
+        click.echo(f"It fits: without --dry-run, {output} is written.")
+    else:
+        size_line = f"images of {imported.preprocessing.width} x {imported.preprocessing.height} pixels"
+        click.echo("\n".join([f"{output}: {summary(plan)}; {size_line}", *hints(plan, output)]))
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

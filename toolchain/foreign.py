@@ -1,56 +1,69 @@
-"""Import checkpoints that others trained: one table of layouts, and the architecture read off the shapes."""
+"""Import checkpoints that others trained: what becomes of each key (the plan), and the model.pt that follows."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..models.activations import activation_arguments
 from ..models.checkpoint import Checkpoint
-from ..models.registry import build
+from ..models.registry import ARCHITECTURES
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Preprocessing
+from .foreign_architecture import Shapes, candidates, expected_shapes, shapes_of
+from .foreign_layouts import LAYOUTS, Layout, replaced
+
+WRAPPERS = ("state_dict", "net", "model")
+"""Where training scripts put the weights, beside epoch and optimiser."""
+TAKEN, MISFITS = ("matched", "renamed"), ("shape", "missing", "unexpected")
+COUNT = "num_batches_tracked"
+SHOWN = 4
+"""Keys that an error names."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one family of checkpoints names its weights, as regular expressions over our names."""
+class Key:
+    """What becomes of one key: `theirs` -> `ours`."""
 
-    name: str
-    rename: tuple[tuple[str, str], ...]
-    drop: tuple[str, ...]
-    """Keys that are left out, each with a reason in the comment beside it."""
-
-
-LAYOUTS = (
-    # The paper's demo and torchvision: our own names. The demo's root `activation2` quantises the logits, which the
-    # spiking network never does and the paper does not describe (its output layer is full precision).
-    Layout("demo or torchvision", (), (r"activation2\.scale",)),
-    # github.com/akamaster/pytorch_resnet_cifar10: DataParallel's prefix, and `linear` for the read-out.
-    Layout("akamaster", ((r"^module\.", ""), (r"^linear\.", "fc.")), ()),
-)
-
-DEPTHS = {
-    ("basic", (1, 1, 1)): "resnet8",
-    ("basic", (3, 3, 3)): "resnet20",
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-}
+    status: str
+    """One of TAKEN and MISFITS, or dropped, folded, filled."""
+    theirs: str | None
+    ours: str | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
-class Imported:
-    """A converted checkpoint, and what was done to its keys."""
+class ImportPlan:
+    """The known network nearest to a foreign checkpoint, and every key of the two."""
 
-    checkpoint: Checkpoint
+    source: str
     layout: str
-    renamed: dict[str, str]
-    dropped: tuple[str, ...]
+    architecture: str
+    arguments: dict[str, Any]
+    """As far as names and shapes tell: a checkpoint does not say its quantiser's number of levels."""
+    keys: tuple[Key, ...]
+    weights: dict[str, Tensor]
+    """By our names, float32."""
+
+    @property
+    def misfits(self) -> tuple[Key, ...]:
+        """The keys that stand in the way."""
+        return tuple(key for status in MISFITS for key in self.keys if key.status == status)
+
+    def counts(self) -> Counter[str]:
+        """How many keys have each status."""
+        return Counter(key.status for key in self.keys)
+
+
+class Imported(NamedTuple):
+    checkpoint: Checkpoint
+    plan: ImportPlan
 
 
 def import_checkpoint(
@@ -58,77 +71,160 @@ def import_checkpoint(
     source: str,
     preprocessing: Callable[[str], Preprocessing],
     class_names: tuple[str, ...] | None,
-    bits: int = 2,
+    bits: int | None = None,
+    levels: int | None = None,
 ) -> Imported:
-    """Convert the content of a foreign checkpoint (a state_dict, or a dict that holds one under `state_dict`).
+    """Convert the content of a foreign checkpoint: `plan_import`, then `checkpoint_from_plan`."""
+    plan = plan_import(content, source)
+    return Imported(checkpoint_from_plan(plan, preprocessing, class_names, bits, levels), plan)
 
-    Architecture, width, classes, form and shortcut are read off the keys and shapes. `preprocessing` gets the form
-    ("cifar" or "imagenet"), for the image size. `class_names` None: "0", "1", …
-    Raises: DynamicConfidenceError when no layout fits; the message names the keys that stand in the way.
+
+def plan_import(content: Any, source: str) -> ImportPlan:
+    """Find the layout and the architecture with most keys in common, and say what becomes of each key.
+
+    `content` is a state_dict, or a dict that holds one under `state_dict`, `net` or `model`.
+    Raises: DynamicConfidenceError when it holds no weights, or none that any known network has.
     """
-    weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not weights or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise DynamicConfidenceError(f"{source}: holds no state_dict. Save `model.state_dict()` with torch.save.")
-    reasons = []
-    for layout in LAYOUTS:
-        named, renamed, dropped = _apply(layout, weights)
-        try:
-            architecture, arguments = _resnet_arguments(named, bits)
-            network = build(architecture, **arguments)
-        except DynamicConfidenceError as error:
-            reasons.append(f"{layout.name}: {error}")
-            continue
-        wanted = network.state_dict()
-        odd = sorted(set(wanted) ^ set(named)) or sorted(k for k in wanted if wanted[k].shape != named[k].shape)
-        if odd:
-            reasons.append(f"{layout.name}: a {architecture}, but for {len(odd)} keys such as '{odd[0]}'")
-            continue
-        classes = int(arguments["classes"])
-        names = class_names or tuple(str(index) for index in range(classes))
-        if len(names) != classes:
-            raise DynamicConfidenceError(f"{source}: {len(names)} class names were given, the network has {classes}.")
-        notes = {"imported_from": source.rsplit("/", 1)[-1], "layout": layout.name}
-        checkpoint = Checkpoint(architecture, arguments, named, preprocessing(arguments["form"]), names, notes)
-        checkpoint.network()
-        return Imported(checkpoint, layout.name, renamed, dropped)
-    raise DynamicConfidenceError(
-        f"{source}: fits no known layout. {'; '.join(reasons)}. Other networks are trained with `dc-train`."
+    weights = _state_dict(content, source)
+    _, plan = max(
+        ((_rank(plan, layout, weights), plan) for layout in LAYOUTS for plan in _plans(source, weights, layout)),
+        key=lambda ranked: ranked[0],
     )
+    if not _in_common(plan):
+        raise DynamicConfidenceError(
+            f"{source}: none of its {len(weights)} keys (such as '{next(iter(weights))}') is one of a known network. "
+            f"Known layouts: {', '.join(layout.name for layout in LAYOUTS)}; known architectures: "
+            f"{', '.join(ARCHITECTURES)}. Train one of these with `dc-train`."
+        )
+    return plan
 
 
-def _apply(layout: Layout, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
-    named, renamed, dropped = {}, {}, []
+def checkpoint_from_plan(
+    plan: ImportPlan,
+    preprocessing: Callable[[str], Preprocessing],
+    class_names: tuple[str, ...] | None,
+    bits: int | None = None,
+    levels: int | None = None,
+) -> Checkpoint:
+    """Carry a plan out.
+
+    `preprocessing` gets the form ("cifar" or "imagenet"), for the image size. `class_names` None: "0", "1", …. `bits`
+    and `levels` are the quantiser's, which a checkpoint does not say: LSQ has 2 bits by default, QCFS must be told.
+    Raises: DynamicConfidenceError when keys stand in the way, with the nearest network's name; and when bits, levels,
+    class names or a learned threshold do not fit.
+    """
+    if plan.misfits:
+        raise DynamicConfidenceError(_misfit_message(plan))
+    activation = plan.arguments["activation"]
+    if activation == "qcfs" and levels is None:
+        raise DynamicConfidenceError(
+            f"{plan.source}: a checkpoint does not say with how many levels L its QCFS activations were trained. Pass "
+            "it: `--levels 4` or 8 (the authors' networks for CIFAR), `--levels 8` or 16 (for ImageNet)."
+        )
+    arguments = {**plan.arguments, **activation_arguments(activation, bits, levels)}
+    classes = arguments["classes"]
+    names = class_names or tuple(str(index) for index in range(classes))
+    if len(names) != classes:
+        raise DynamicConfidenceError(f"{plan.source}: {len(names)} class names were given, the network has {classes}.")
+    notes = {"imported_from": plan.source.rsplit("/", 1)[-1], "layout": plan.layout}
+    checkpoint = Checkpoint(plan.architecture, arguments, plan.weights, preprocessing(arguments["form"]), names, notes)
+    checkpoint.network()
+    return checkpoint
+
+
+def _state_dict(content: Any, source: str) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    if not (isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())):
+        raise DynamicConfidenceError(
+            f"{source}: holds no state_dict (neither at the top nor under {', '.join(WRAPPERS)}). "
+            "Save `model.state_dict()` with torch.save."
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+class _Translated(NamedTuple):
+    """A layout applied: weights by our names, where they come from, and the keys that became none."""
+
+    weights: dict[str, Tensor]
+    theirs: dict[str, str]
+    left_out: list[Key]
+
+
+def _translated(weights: Mapping[str, Tensor], layout: Layout) -> _Translated:
+    prefix = "module." if all(name.startswith("module.") for name in weights) else ""  # DataParallel's
+    named: dict[str, Tensor] = {}
+    theirs: dict[str, str] = {}
+    left_out: list[Key] = []
     for key, tensor in weights.items():
-        if any(re.fullmatch(pattern, key) for pattern in layout.drop):
-            dropped.append(key)
-            continue
-        name = key
-        for pattern, replacement in layout.rename:
-            name = re.sub(pattern, replacement, name)
-        if name != key:
-            renamed[key] = name
-        named[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-    return named, renamed, tuple(dropped)
+        bare = key.removeprefix(prefix)
+        reason = next((why for pattern, why in layout.drop if re.fullmatch(pattern, bare)), None)
+        ours = replaced(bare, layout.rename)
+        if reason is not None:
+            left_out.append(Key("dropped", key, None, reason))
+        elif ours in named:
+            left_out.append(Key("unexpected", key, None, f"becomes '{ours}', as '{theirs[ours]}' does"))
+        else:
+            named[ours], theirs[ours] = tensor.float() if tensor.is_floating_point() else tensor, key
+    for bias in [name for name in named if any(re.fullmatch(pattern, name) for pattern, _ in layout.fold)]:
+        mean = replaced(bias, layout.fold)
+        if mean in named and named[mean].shape == named[bias].shape:
+            named[mean] = named[mean] - named.pop(bias)
+            left_out.append(Key("folded", theirs.pop(bias), mean, f"subtracted from {mean}"))
+    return _Translated(named, theirs, left_out)
 
 
-def _resnet_arguments(weights: Mapping[str, Tensor], bits: int) -> tuple[str, dict[str, Any]]:
-    """Read a residual network's name and arguments off its keys and shapes."""
-    stem, readout = weights.get("conv1.weight"), weights.get("fc.weight")
-    blocks = {tuple(map(int, m.groups())) for k in weights if (m := re.match(r"layer(\d+)\.(\d+)\.", k))}
-    if stem is None or readout is None or not blocks:
-        raise DynamicConfidenceError("no residual network (expected conv1.weight, layer1.0.…, fc.weight)")
-    stages = max(stage for stage, _ in blocks)
-    depths = tuple(sum(stage == s for stage, _ in blocks) for s in range(1, stages + 1))
-    kind = "bottleneck" if "layer1.0.conv3.weight" in weights else "basic"
-    if (kind, depths) not in DEPTHS:
-        known = ", ".join(f"{name} {d}" for (_, d), name in DEPTHS.items())
-        raise DynamicConfidenceError(f"{kind} blocks {depths} are no registered architecture, known: {known}")
-    return DEPTHS[kind, depths], {
-        "activation": "lsq" if "activation1.scale" in weights else "relu",
-        "bits": bits,
-        "form": "imagenet" if stem.shape[-1] == 7 else "cifar",
-        "width": stem.shape[0],
-        "classes": readout.shape[0],
-        "in_channels": stem.shape[1],
-        "shortcut": "conv" if any("downsample" in key for key in weights) else "pad",
-    }
+def _plans(source: str, weights: Mapping[str, Tensor], layout: Layout) -> list[ImportPlan]:
+    """One plan per architecture."""
+    translated = _translated(weights, layout)
+    shapes = shapes_of(translated.weights)
+    plans = []
+    for architecture, arguments in candidates(shapes):
+        keys = [*_compared(translated.theirs, shapes, expected_shapes(architecture, arguments)), *translated.left_out]
+        filled = {key.ours: torch.tensor(0) for key in keys if key.status == "filled" and key.ours}
+        named = {**translated.weights, **filled}
+        plans.append(ImportPlan(source, layout.name, architecture, arguments, tuple(keys), named))
+    return plans
+
+
+def _compared(theirs: Mapping[str, str], shapes: Shapes, expected: Shapes) -> list[Key]:
+    keys = []
+    for ours in [*expected, *(name for name in shapes if name not in expected)]:
+        key = theirs.get(ours)
+        if ours not in expected:
+            keys.append(Key("unexpected", key, None))
+        elif key is None and ours.endswith(COUNT) and ours.replace(COUNT, "running_mean") in shapes:
+            keys.append(Key("filled", None, ours, "0: a count that torch 0.4 did not have and nothing here reads"))
+        elif key is None:
+            keys.append(Key("missing", None, ours))
+        elif shapes[ours] != expected[ours]:
+            why = f"has shape {list(shapes[ours])}, expected {list(expected[ours])}"
+            keys.append(Key("shape", key, ours, why))
+        else:
+            keys.append(Key("matched" if key == ours else "renamed", key, ours))
+    return keys
+
+
+def _in_common(plan: ImportPlan) -> int:
+    return sum(plan.counts()[status] for status in TAKEN)
+
+
+def _rank(plan: ImportPlan, layout: Layout, weights: Mapping[str, Tensor]) -> tuple[int, int, bool]:
+    """Most keys in common; then fewest in the way; then the layout that the checkpoint bears the mark of."""
+    return _in_common(plan), -len(plan.misfits), any(re.search(layout.mark, key) for key in weights)
+
+
+def _misfit_message(plan: ImportPlan) -> str:
+    def text(key: Key) -> str:
+        return f"'{key.theirs or key.ours}' {key.why or 'is ' + key.status}"
+
+    more = len(plan.misfits) - SHOWN
+    return (
+        f"{plan.source}: fits no known network. The nearest is {plan.architecture} in the {plan.layout} layout, with "
+        f"{_in_common(plan)} keys in common, but {'; '.join(map(text, plan.misfits[:SHOWN]))}"
+        f"{f'; and {more} more' if more > 0 else ''}. `dc-import --dry-run` lists all keys; other networks are trained "
+        "with `dc-train`."
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..models.lsq import LSQ
+from ..models.quantiser import Quantiser
 from ..models.resnet import PadShortcut
 from ..runtime.errors import DynamicConfidenceError
 from .currents import Current, NewNode, Source, Value, added, not_the_image, require_source, scaled, weighted
@@ -135,10 +135,10 @@ def _batch_norm(module: nn.BatchNorm2d, name: str, value: Value) -> Current:
     return Current(result.synapses, result.bias + shift.reshape(-1, 1, 1), result.shape)
 
 
-def _lsq(module: LSQ, name: str, value: Value) -> NewNode:
+def _quantiser(module: Quantiser, name: str, value: Value) -> NewNode:
     if not isinstance(value, Current):
         raise DynamicConfidenceError(f"layer '{name}': a quantiser must follow a linear layer.")
-    threshold = module.levels * float(module.scale.detach())
+    threshold = module.largest()
     current = scaled(value, np.array(1.0 / threshold))
     return NewNode(Layer(name, current.synapses, current.bias, current.shape, threshold), np.array(threshold))
 
@@ -222,7 +222,7 @@ MODULES: tuple[tuple[type[nn.Module], Callable[[Any, str, Value], Result]], ...]
     (nn.Conv2d, _conv),
     (nn.Linear, _linear),
     (nn.BatchNorm2d, _batch_norm),
-    (LSQ, _lsq),
+    (Quantiser, _quantiser),
     (nn.AvgPool2d, _average_pool),
     (nn.AdaptiveAvgPool2d, _global_pool),
     (PadShortcut, _pad_shortcut),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,12 +59,12 @@ def onnx_from_snn(
 ) -> StepGraph:
     """Write `steps_per_call` (K) time steps of a spiking network as one ONNX graph.
 
-        (input, alpha, *states in) -> (logits, confidence, label, spikes, *states out)
+        (input, alpha, *states in) -> (logits, confidence, label, spikes, net_spikes, *states out)
 
     Convolutions run once, batched over the K steps; only the neurons' recurrence is unrolled. `frames` makes the input
     `[K, N, …]`, one image per step, instead of one `[N, …]` for all. `count_spikes` adds the output `spikes`
-    `[K, N, layer]` (always there for QFFS, whose quiescence exit reads it). `probe` adds every spike train as
-    `spikes.<layer>` `[K * N, channel, y, x]`, for the self-check only.
+    `[K, N, layer]` (always there for QFFS, whose quiescence exit reads it), and for QFFS `net_spikes`. `probe` adds
+    every spike train as `spikes.<layer>` `[K * N, channel, y, x]`, for the self-check only.
     """
     graph = GraphBuilder()
     input_shape: tuple[Dim, ...] = (steps_per_call, "N", *snn.input_shape) if frames else ("N", *snn.input_shape)
@@ -85,7 +86,7 @@ def onnx_from_snn(
         trains[node.name] = _Train(call.batched(f"{node.name}/z", spikes), constant=False)
     _answers(call, _accumulate(call, _currents(call, snn.readout, trains)))
     if count_spikes or snn.method.name == "qffs":
-        _spike_counts(call, trains)
+        _spike_counts(call, trains, net=count_spikes and snn.method.name == "qffs")
     if probe:
         for layer in snn.layers:
             graph.add("Identity", f"spikes.{layer.name}", trains[layer.name].tensor)
@@ -201,14 +202,20 @@ def _answers(call: _Call, totals: list[str]) -> None:
     graph.output("label", "int64", (steps, "N"))
 
 
-def _spike_counts(call: _Call, trains: dict[str, _Train]) -> None:
-    """spikes `[K, N, layer]`: the number of spikes of either sign that each layer emits in each step."""
+def _spike_counts(call: _Call, trains: dict[str, _Train], *, net: bool) -> None:
+    """spikes, net_spikes `[K, N, layer]`: sum of |z| and, where `net`, of z, of each layer in each step."""
     graph, layers = call.graph, call.snn.layers
-    counts = []
-    for layer in layers:
-        train = trains[layer.name].tensor
-        count = graph.add("ReduceL1", f"{layer.name}/count", train, axes=[1, 2, 3], keepdims=0)
-        counts.append(graph.add("Unsqueeze", f"{layer.name}/column", count, graph.integers(1)))
-    table = call.batched("spikes/table", counts, axis=1)
-    graph.add("Reshape", "spikes", table, graph.integers(call.steps, -1, len(layers)))
-    graph.output("spikes", "float32", (call.steps, "N", len(layers)))
+
+    def output(name: str, count: Callable[[str, str], str]) -> None:
+        columns = []
+        for layer in layers:
+            counted = count(f"{layer.name}/{name}", trains[layer.name].tensor)
+            columns.append(graph.add("Unsqueeze", f"{layer.name}/{name}/column", counted, graph.integers(1)))
+        table = call.batched(f"{name}/table", columns, axis=1)
+        graph.add("Reshape", name, table, graph.integers(call.steps, -1, len(layers)))
+        graph.output(name, "float32", (call.steps, "N", len(layers)))
+
+    output("spikes", lambda name, train: graph.add("ReduceL1", name, train, axes=[1, 2, 3], keepdims=0))
+    if net:
+        axes = graph.integers(1, 2, 3)
+        output("net_spikes", lambda name, train: graph.add("ReduceSum", name, train, axes, keepdims=0))

@@ -170,9 +170,9 @@ def _check_answers(
     confidence = max_softmax(logits, manifest.calibration.scale)
     close = np.allclose(results["confidence"][step], confidence, rtol=CONFIDENCE_ERROR, atol=0.0)
     _require(close, where, "confidences that are not those of the logits")
-    if "spikes" in results:
-        same = np.array_equal(results["spikes"][step], spike_counts(snn, spikes))
-        _require(same, where, "the output `spikes` miscounts")
+    for output, counts in spike_counts(snn, spikes).items():
+        same = output not in results or np.array_equal(results[output][step], counts)
+        _require(same, where, f"the output `{output}` miscounts")
 
 
 def _require(holds: bool, where: str, what: str) -> None:

@@ -69,9 +69,9 @@ def self_check(
             _equal(simulated, results["logits"][step], f"{where}: logits of the torch simulation and of the graph")
             _equal(results["logits"][step], trains["logits"][step], f"{where}: logits of the graph and of its probe")
             _equal(simulated.argmax(1), results["label"][step], f"{where}: labels of the simulation and of the graph")
-            if "spikes" in results:
-                counts = spike_counts(snn, expected.spikes)
-                _equal(counts, results["spikes"][step], f"{where}: counts of spikes of the oracle and of the graph")
+            for output, counts in spike_counts(snn, expected.spikes).items():
+                if output in results:
+                    _equal(counts, results[output][step], f"{where}: {output} of the oracle and of the graph")
             for name in spiking:
                 train = step_of(trains[f"spikes.{name}"], step, k)
                 _equal(expected.spikes[name], spikes[name].numpy(), f"{where}, layer {name}: oracle and simulation")
@@ -98,9 +98,11 @@ def step_of(train: np.ndarray, step: int, k: int) -> np.ndarray:
     return train.reshape(k, -1, *train.shape[1:])[step]
 
 
-def spike_counts(snn: Snn, spikes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Spikes of either sign in one step, `[image, layer]`."""
-    return np.stack([np.abs(spikes[layer.name]).sum(axis=(1, 2, 3)) for layer in snn.layers], axis=1)
+def spike_counts(snn: Snn, spikes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the outputs `spikes` (of either sign) and `net_spikes` must be in one step, each `[image, layer]`."""
+    trains = [spikes[layer.name] for layer in snn.layers]
+    gross, net = ([z.sum(axis=(1, 2, 3)) for z in part] for part in (map(np.abs, trains), trains))
+    return {"spikes": np.stack(gross, axis=1), "net_spikes": np.stack(net, axis=1)}
 
 
 def exits_of(confidences: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx.node import map_arg
 
-from ..models.lsq import LSQ
+from ..models.quantiser import Quantiser, quantisers
 from ..models.resnet import PadShortcut
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Method, Preprocessing
@@ -25,13 +25,13 @@ READOUT = "readout"
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LSQ | PadShortcut) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Quantiser | PadShortcut) or super().is_leaf_module(m, module_qualified_name)
 
 
 def snn_from_ann(network: nn.Module, preprocessing: Preprocessing, method: str = "qcfs") -> Snn:
-    """Convert a network with LSQ activations to a spiking network that takes uint8 pixels.
+    """Convert a network with LSQ or QCFS activations to a spiking network that takes uint8 pixels.
 
-        threshold = levels * s;  W~ = W * unit(source) / threshold;  b~ = b / threshold;  v(0) = 1/2
+        threshold = levels * step;  W~ = W * unit(source) / threshold;  b~ = b / threshold;  v(0) = 1/2
 
     Batch normalisation and the image normalisation are folded in; zero padding of the normalised image becomes a bias
     map, because a zero there is not a zero pixel. `method` is "qcfs" (integrate-and-fire, injection in every step) or
@@ -90,17 +90,25 @@ def _named(result: Value | NewNode, nodes: list[Layer | Pool]) -> Value:
 
 
 def _levels(network: nn.Module) -> int:
-    found = {module.levels for module in network.modules() if isinstance(module, LSQ)}
+    """The number of levels that all quantisers share: one spike cap and one injection window need one number."""
+    found = list(quantisers(network))
     if not found:
         raise DynamicConfidenceError(
             "the network has no quantised activation: a ReLU network must be fine-tuned first, with "
             "`dc-train --from model.pt --activation lsq --bits 2 --data … -o quantised.pt`."
         )
-    if len(found) > 1:
-        raise DynamicConfidenceError(
-            f"the quantisers have different numbers of levels ({sorted(found)}); one spike cap needs one number."
-        )
-    return found.pop()
+    first_name, first = found[0]
+    for name, other in found[1:]:
+        if (type(other), other.levels) != (type(first), first.levels):
+            raise DynamicConfidenceError(
+                f"layer '{name}' is {_kind(other)}, but layer '{first_name}' is {_kind(first)}: expected one kind of "
+                "quantiser with one number of levels in the whole network. Build it so and train it again."
+            )
+    return first.levels
+
+
+def _kind(quantiser: Quantiser) -> str:
+    return f"{type(quantiser).__name__} with {quantiser.levels} levels"
 
 
 def _readout(value: Any) -> Layer:

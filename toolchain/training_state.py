@@ -52,14 +52,20 @@ def origin_of(
         "preprocessing": msgspec.to_builtins(train_set.preprocessing),
         "class names": list(train_set.class_names),
         "starting weights": _digest(*checkpoint.state_dict.values()),
-        "training data": _digest(train_set.pixels, train_set.labels),
-        "validation data": _digest(validation_set.pixels, validation_set.labels),
+        "training data": _digest_of(train_set),
+        "validation data": _digest_of(validation_set),
     }
 
 
 def copied_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return the weights as they are now, on the CPU: training goes on changing the network's own."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _digest_of(image_set: ImageSet) -> str:
+    if isinstance(image_set.pixels, Tensor):
+        return _digest(image_set.pixels, image_set.labels)
+    return image_set.pixels.digest() + _digest(image_set.labels)
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -13,8 +13,8 @@ from .training_state import EpochReport
 class TrainingView:
     """Shows a training while the `with` block runs; its methods are the callbacks of `train`."""
 
-    def __init__(self, epochs: int) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, epochs: int, shown: bool = True) -> None:
+        self._console = Console(stderr=True, quiet=not shown)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -125,7 +125,7 @@ def test_published_log():
     [
         (
             lambda: exit_steps(np.zeros(3), 0.5, np.array([3])),
-            r"confidence has shape \(3,\), expected \[sample, step\]",
+            r"scores have shape \(3,\), expected \[sample, step\]",
         ),
         (
             lambda: exit_steps(np.zeros((2, 3)), 0.5, np.array([3])),

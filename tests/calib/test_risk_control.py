@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_confidence.calib.calibrate import calibrate
+from dynamic_confidence.benchmarks.risk_control import synthetic_population
 from dynamic_confidence.calib.exits import exit_steps
-from dynamic_confidence.calib.risk_control import CANDIDATES, capital, certified_points
+from dynamic_confidence.calib.policy import Goal, calibrate, sweep
+from dynamic_confidence.calib.risk_control import CANDIDATES, capital, certified_points, fewest_images
 from dynamic_confidence.calib.thresholds import choose, grid_points
 from dynamic_confidence.calib.trace import Trace
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
-from dynamic_confidence.runtime.manifest import Calibration
+from dynamic_confidence.runtime.manifest import Calibration, Metric
 
 
 def plain_capital(losses: list[float], max_drop: float, delta: float) -> float:
@@ -51,35 +53,19 @@ def test_capital_never_turns_negative_or_overflows():
     assert math.isfinite(capital(-np.ones(100_000), 1.0, 0.1))
 
 
-def population(samples: int, seed: int = 0) -> Trace:
-    """Logits of two classes that drift from guessing to the answer; some are right early and wrong at the end."""
-    generator = np.random.default_rng(seed)
-    steps = 8
-    truth = generator.integers(0, 2, samples)
-    ability = generator.normal(0.9, 1.0, samples)
-    walk = np.cumsum(generator.normal(0.0, 1.2, (samples, steps)) + 0.55 * ability[:, None], axis=1)
-    logits = np.stack([np.zeros_like(walk), walk], axis=2)
-    logits[truth == 0] *= -1
-    return Trace(logits.astype(np.float32), truth, np.full(samples, steps))
-
-
 def drop(trace: Trace, threshold: float, scale: float) -> float:
     exits = exit_steps(trace.confidence(scale), threshold, trace.last_step)
     return float(trace.correct[:, -1].mean() - trace.correct[np.arange(trace.samples), exits - 1].mean())
 
 
-def part(trace: Trace, rows: np.ndarray) -> Trace:
-    return Trace(trace.logits[rows], trace.label[rows], trace.last_step[rows])
-
-
 def test_the_promise_holds_and_the_naive_choice_breaks_it():
     """Over 200 draws the true drop exceeds what was promised in at most a delta of them."""
-    everything, scale, max_drop, delta, draws = population(20_000), 4.0, 0.02, 0.2, 200
+    everything, scale, max_drop, delta, draws = synthetic_population(20_000), 4.0, 0.02, 0.2, 200
     true_drop = {threshold: drop(everything, threshold, scale) for threshold in (1.0, *CANDIDATES)}
     generator = np.random.default_rng(1)
     broken, naive, early = 0, 0, 0
     for _ in range(draws):
-        seen = part(everything, generator.choice(everything.samples, 300, replace=False))
+        seen = everything.subset(generator.choice(everything.samples, 300, replace=False))
         certified = certified_points(seen, scale, max_drop, delta)[-1].threshold
         broken += true_drop[certified] > max_drop
         early += certified < 1.0
@@ -91,15 +77,88 @@ def test_the_promise_holds_and_the_naive_choice_breaks_it():
     assert naive > delta * draws  # what it is there for
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_loss_just_at_the_limit_is_rarely_certified(noisy: bool):
+    """The hardest case, a mean loss of exactly max_drop: in a delta of the draws at most."""
+    max_drop, delta, draws, samples = 0.05, 0.2, 1000, 400
+    chances = [0.15, 0.65, 0.2] if noisy else [0.0, 0.95, 0.05]
+    generator = np.random.default_rng(2)
+    reached = sum(
+        capital(generator.choice([-1.0, 0.0, 1.0], samples, p=chances), max_drop, delta) >= 1 / delta
+        for _ in range(draws)
+    )
+    assert 0 < reached <= delta * draws
+
+
+def test_samples_that_come_class_by_class_certify_nothing_wrong():
+    """Ten classes, of which the last alone loses: the first nine must not win the bet for it."""
+    samples, steps, max_drop = 3000, 4, 0.03
+    truth = np.repeat(np.arange(10), samples // 10)
+    logits = np.zeros((samples, steps, 10), np.float32)
+    logits[np.arange(samples), :, truth] = 5.0
+    early_wrong = (truth == 9) & (np.random.default_rng(3).random(samples) < 0.5)
+    logits[early_wrong, :-1, 0] = 20.0
+    trace = Trace(logits, truth, np.full(samples, steps))
+    assert drop(trace, 0.5, 1.0) == pytest.approx(early_wrong.mean())
+    assert early_wrong.mean() > max_drop
+    loss = early_wrong.astype(float)
+    assert capital(loss, max_drop, 0.1) > 10  # in this order it would be certified
+    assert [point.threshold for point in certified_points(trace, 1.0, max_drop, 0.1)] == [1.0]
+
+
+def test_the_best_of_several_alphas_keeps_the_promise():
+    """Each alpha gets its share of delta, so that the luckiest one breaks the promise no more often than one alone."""
+    everything, goal, draws = synthetic_population(20_000), Goal("certified", 0.02, delta=0.2), 100
+    alphas = (1.0, 2.0, 4.0, 8.0)
+    generator = np.random.default_rng(4)
+    broken, early = 0, 0
+    for _ in range(draws):
+        seen = everything.subset(generator.choice(everything.samples, 300))
+        calibration = sweep(seen, Calibration(alpha=1.0), alphas, goal).calibration
+        broken += drop(everything, calibration.threshold, calibration.scale) > goal.max_drop
+        early += calibration.threshold < 1.0
+    assert broken <= goal.delta * draws
+    assert early > draws / 4
+
+
+def test_a_sweep_tests_each_alpha_at_its_share_of_delta():
+    trace, goal = synthetic_population(1000), Goal("certified", 0.02, delta=0.2)
+    report = sweep(trace, Calibration(alpha=1.0), (2.0, 4.0), goal)
+    expected = [certified_points(trace, alpha, 0.02, 0.1)[-1] for alpha in (2.0, 4.0)]
+    assert [(p.threshold, p.mean_steps, p.accuracy) for p in report.sweep] == [
+        (p.threshold, p.mean_steps, p.accuracy) for p in expected
+    ]
+    assert report.calibration.rule == "certified, max drop 0.02, delta 0.2, best of 2 alphas"
+
+
+@pytest.mark.parametrize("metric", [name for name in get_args(Metric) if name != "max-softmax"])
+def test_every_metric_can_be_certified(metric: Metric):
+    everything = synthetic_population(20_000)
+    points = certified_points(everything.subset(np.arange(3000)), 4.0, 0.05, 0.1, 2, metric)
+    assert points[-1].threshold < 1.0
+    exits = exit_steps(everything.scores(4.0, metric), points[-1].threshold, everything.last_step, 2)
+    right = everything.correct[np.arange(everything.samples), exits - 1]
+    assert everything.correct[:, -1].mean() - right.mean() <= 0.05
+
+
+@pytest.mark.parametrize("max_drop", [0.005, 0.02, 0.3, 1.0])
+def test_fewest_images_is_the_first_number_that_can_be_certified(max_drop: float):
+    fewest = fewest_images(max_drop, 0.1)
+    enough = [capital(np.zeros(n), max_drop, 0.1) >= 10 for n in range(1, fewest + 50)]
+    assert enough == [False] * (fewest - 1) + [True] * 50
+
+
 def test_more_data_certifies_lower_thresholds():
-    everything = population(20_000)
-    lowest = [certified_points(part(everything, np.arange(n)), 4.0, 0.02, 0.1)[-1].threshold for n in (50, 250, 20_000)]
+    everything = synthetic_population(20_000)
+    lowest = [
+        certified_points(everything.subset(np.arange(n)), 4.0, 0.02, 0.1)[-1].threshold for n in (50, 250, 20_000)
+    ]
     assert lowest[0] > lowest[1] > lowest[2]
     assert drop(everything, lowest[2], 4.0) <= 0.02
 
 
 def test_points_come_in_order_and_begin_with_never():
-    points = certified_points(population(3000), 4.0, 0.05, 0.1)
+    points = certified_points(synthetic_population(3000), 4.0, 0.05, 0.1)
     assert [point.threshold for point in points] == [1.0, *CANDIDATES[: len(points) - 1]]
     assert len(points) > 5
     steps = [point.mean_steps for point in points]
@@ -107,7 +166,7 @@ def test_points_come_in_order_and_begin_with_never():
 
 
 def test_a_network_that_gets_worse_when_it_stops_early_hardly_may():
-    trace = population(500)
+    trace = synthetic_population(500)
     wrong = Trace(np.concatenate([-trace.logits[:, :-1], trace.logits[:, -1:]], axis=1), trace.label, trace.last_step)
     lowest = certified_points(wrong, 4.0, 0.02, 0.1)[-1].threshold
     assert lowest > 0.9
@@ -126,11 +185,11 @@ def test_a_network_that_gets_worse_when_it_stops_early_hardly_may():
 )
 def test_promises_that_cannot_be_made(max_drop: float, delta: float, message: str):
     with pytest.raises(DynamicConfidenceError, match=message):
-        certified_points(population(10), 4.0, max_drop, delta)
+        certified_points(synthetic_population(10), 4.0, max_drop, delta)
 
 
 def test_the_calibration_says_what_was_promised():
-    report = calibrate(population(3000), Calibration(alpha=4.0), rule="certified", max_drop=0.02, delta=0.05)
+    report = calibrate(synthetic_population(3000), Calibration(alpha=4.0), Goal("certified", 0.02, delta=0.05))
     assert report.calibration.rule == "certified, max drop 0.02, delta 0.05"
     assert report.calibration.threshold == report.chosen.threshold in CANDIDATES
     assert report.chosen.mean_steps < report.baseline_steps

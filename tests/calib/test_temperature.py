@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynamic_confidence.calib.temperature import (
-    BOUNDS,
-    expected_calibration_error,
-    fit_temperature,
-    negative_log_likelihood,
-)
+from dynamic_confidence.calib.temperature import BOUNDS, fit_temperature, negative_log_likelihood
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 
 
@@ -67,37 +62,6 @@ def test_there_is_no_temperature_where_every_answer_is_right_or_wrong():
     assert fit_temperature(logits, np.array([1, 2, 0])) is None
 
 
-def test_calibration_error_is_its_definition():
-    logits, label = sampled(400, 2.0, 9)
-    confidence, right = softmax(logits, 0.8).max(axis=1), logits.argmax(axis=1) == label
-    expected = 0.0
-    for b in range(1, 11):
-        inside = ((b - 1) / 10 < confidence) & (confidence <= b / 10)
-        if inside.any():
-            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    assert expected_calibration_error(logits, label, 0.8, bins=10) == pytest.approx(expected, rel=1e-9)
-
-
-def test_calibration_error_counts_a_confidence_of_exactly_one():
-    logits = np.array([[1e3, 0.0], [1e3, 0.0]])
-    assert expected_calibration_error(logits, np.array([0, 1]), 1.0) == 0.5
-
-
-def test_calibration_bins_are_closed_above():
-    logits = np.array([[0.0, 0.0], [1.0, 0.0]])
-    above = 1 / (1 + np.exp(-1.0))
-    expected = (
-        (1 - 0.5) + above
-    ) / 2  # one right answer at 0.5 and one wrong answer above it, each in a bin of its own
-    assert expected_calibration_error(logits, np.array([0, 1]), 1.0, bins=2) == pytest.approx(expected, rel=1e-12)
-
-
-def test_fitting_lowers_the_calibration_error():
-    logits, label = sampled(5000, 2.5, 10)
-    before = expected_calibration_error(logits, label, 1.0)
-    assert expected_calibration_error(logits, label, fit_temperature(logits, label)) < 0.03 < before
-
-
 GOOD = np.zeros((2, 3)), np.array([0, 1])
 
 
@@ -124,7 +88,6 @@ def test_bad_data_is_refused(logits: np.ndarray, label: np.ndarray, message: str
     for call in (
         fit_temperature,
         lambda z, y: negative_log_likelihood(z, y, 1.0),
-        lambda z, y: expected_calibration_error(z, y, 1.0),
     ):
         with pytest.raises(DynamicConfidenceError, match=message):
             call(logits, label)
@@ -132,11 +95,5 @@ def test_bad_data_is_refused(logits: np.ndarray, label: np.ndarray, message: str
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_temperature_must_be_positive(temperature: float):
-    for call in (negative_log_likelihood, expected_calibration_error):
-        with pytest.raises(DynamicConfidenceError, match=r"temperature is .*, expected a positive number; fit one"):
-            call(*GOOD, temperature)
-
-
-def test_bins_must_be_positive():
-    with pytest.raises(DynamicConfidenceError, match="bins is 0, expected 1 or more; 15 is usual"):
-        expected_calibration_error(*GOOD, 1.0, bins=0)
+    with pytest.raises(DynamicConfidenceError, match=r"temperature is .*, expected a positive number; fit one"):
+        negative_log_likelihood(*GOOD, temperature)

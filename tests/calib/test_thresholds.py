@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dynamic_confidence.calib.thresholds import (
     PAPER_GRID,
     OperatingPoint,
     choose,
+    choose_within,
     descend,
     exact_scan,
     fixed_accuracy,
@@ -22,6 +24,7 @@ from dynamic_confidence.calib.thresholds import (
 )
 from dynamic_confidence.calib.trace import Trace
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.manifest import Metric
 
 
 def brute_force(confidence: np.ndarray, correct: np.ndarray, last_step: np.ndarray, threshold: float, min_step: int):
@@ -71,6 +74,31 @@ def test_scan_rows_tile_the_thresholds(run: tuple[np.ndarray, np.ndarray, np.nda
     assert scan.threshold[0] == 1
     assert ((scan.low <= scan.threshold) & (scan.threshold < scan.high)).all()
     assert [p.threshold for p in scan.points()] == scan.threshold.tolist()
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> Trace:
+    """Small traces from few distinct logits, so that scores often tie; some samples stop on their own."""
+    samples, steps, classes = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(2, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    logits = rng.integers(0, draw(st.sampled_from([2, 3, 9])), (samples, steps, classes)).astype(np.float32)
+    last_step = rng.integers(1, steps + 1, samples) if draw(st.booleans()) else np.full(samples, steps)
+    return Trace(logits, rng.integers(0, classes, samples), last_step)
+
+
+@settings(max_examples=100, deadline=None)
+@given(traces(), st.integers(1, 7), st.sampled_from([0.5, 3.0]))
+@pytest.mark.parametrize("metric", get_args(Metric))
+def test_scan_of_a_trace_equals_brute_force_for_every_metric(metric: Metric, trace: Trace, min_step: int, scale: float):
+    scores = trace.scores(scale, metric)
+    scan = exact_scan(scores, trace.correct, trace.last_step, min_step)
+    edges = np.unique(np.concatenate([[0.0, 1.0], scores.ravel()]))
+    for threshold in np.concatenate([edges, (edges[1:] + edges[:-1]) / 2]).tolist():
+        (row,) = np.flatnonzero((scan.low <= threshold) & (threshold < scan.high))
+        expected = brute_force(scores, trace.correct, trace.last_step, threshold, min_step)
+        assert (scan.mean_steps[row], scan.accuracy[row]) == expected
+        (point,) = grid_points(trace, scale, (threshold,), min_step, metric)
+        assert (point.mean_steps, point.accuracy) == expected
 
 
 def test_stored_thresholds_lie_strictly_between_records():
@@ -171,11 +199,11 @@ def test_choose_takes_the_fewest_steps_that_keep_the_accuracy():
         (lambda: choose([OperatingPoint(1, 2, 1)], 0.8, -0.1), r"max_drop is -0\.1, expected 0 or more; write 0\.005"),
         (
             lambda: exact_scan(np.zeros((2, 3)), np.zeros((2, 4), dtype=bool), np.array([3, 3])),
-            r"confidence has shape \(2, 3\) and correct \(2, 4\), expected the same .*; take both from the same trace",
+            r"scores have shape \(2, 3\) and correct \(2, 4\), expected the same .*; take both from the same trace",
         ),
         (
             lambda: exact_scan(np.full((1, 2), np.nan), np.zeros((1, 2), dtype=bool), np.array([2])),
-            r"confidence holds values outside 0\.\.1 or NaN, expected probabilities; use Trace\.confidence",
+            r"scores hold values outside 0\.\.1 or NaN, expected those of an exit metric; use Trace\.scores",
         ),
         (
             lambda: exact_scan(np.zeros((1, 2)), np.zeros((1, 2), dtype=bool), np.array([3])),
@@ -199,3 +227,28 @@ def test_descend_stops_at_the_first_loss_even_where_a_lower_threshold_looks_loss
     assert [p.threshold for p in descend(points, 0.9, max_drop=0.01)] == [1.0, 0.8, 0.6, 0.4, 0.2]
     assert choose(points, 0.9).threshold == 0.2
     assert choose(descend(points, 0.9), 0.9).threshold == 0.6
+
+
+@given(st.lists(points, min_size=1, max_size=12), st.integers(1, 5))
+def test_choose_within_is_the_best_that_is_cheap_enough(all_points: list[OperatingPoint], limit: int):
+    cheap = [point for point in all_points if point.mean_steps <= limit]
+    if not cheap:
+        with pytest.raises(DynamicConfidenceError, match=rf"no threshold takes {limit} mean steps or fewer"):
+            choose_within(all_points, limit)
+        return
+    found = choose_within(all_points, limit)
+    assert found in cheap
+    for point in cheap:
+        assert (found.accuracy, -found.mean_steps, found.threshold) >= (
+            point.accuracy,
+            -point.mean_steps,
+            point.threshold,
+        )
+
+
+def test_a_limit_that_no_threshold_keeps_names_the_nearest():
+    candidates = [OperatingPoint(1.0, 16, 0.9), OperatingPoint(0.0, 3.4561, 0.7)]
+    message = r"takes 2\.5 mean steps or fewer; the nearest takes 3\.456, with accuracy 70\.00 %.*--max-steps 3\.457\."
+    with pytest.raises(DynamicConfidenceError, match=message):
+        choose_within(candidates, 2.5)
+    assert choose_within(candidates, 3.457).threshold == 0.0

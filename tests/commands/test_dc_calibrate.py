@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dynamic_confidence.calib import calibrate as module
-from dynamic_confidence.calib.calibrate import calibrate, calibrate_file, trace_from_engine
+from dynamic_confidence.calib.calibrate import Settings, calibrate_file, calibrate_network, trace_from_engine
 from dynamic_confidence.calib.dc_calibrate import main
-from dynamic_confidence.calib.temperature import fit_temperature
+from dynamic_confidence.calib.policy import Goal, calibrate
+from dynamic_confidence.calib.temperature import fit_temperature, negative_log_likelihood
 from dynamic_confidence.calib.thresholds import PAPER_GRID
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
@@ -106,7 +107,14 @@ def test_json(network, data, final, label, method):
         "steps",
         "bound_steps",
         "bound_accuracy",
+        "reliability_before",
+        "reliability_after",
+        "sweep",
     }
+    assert report["sweep"] == []
+    assert report["reliability_before"] == report["reliability_after"]
+    assert set(report["reliability_after"]) == {"temperature", "nll", "ece", "bins"}
+    assert sum(b["count"] for b in report["reliability_after"]["bins"]) == 64
     assert set(report["chosen"]) == {"threshold", "mean_steps", "accuracy"}
     assert report["baseline_accuracy"] == (final[method].argmax(axis=1) == label).mean()
     assert report["baseline_steps"] == STEPS if method == "qcfs" else report["baseline_steps"] < STEPS
@@ -140,9 +148,18 @@ def test_max_drop_is_in_points(network, data, pixels, label):
 
 def test_temperature_fit(network, data, final, label, method):
     alpha = read_onnx(network)[1].calibration.alpha
-    assert run(network, "--data", data, "--temperature", "fit").exit_code == 0
-    expected = fit_temperature(final[method] / np.float32(alpha), label)
+    result = run(network, "--data", data, "--temperature", "fit", "--json")
+    assert result.exit_code == 0
+    logits = final[method] / np.float32(alpha)
+    expected = fit_temperature(logits, label)
     assert read_onnx(network)[1].calibration.temperature == expected != 1.0
+    report = json.loads(result.stdout)
+    before, after = report["reliability_before"], report["reliability_after"]
+    assert (before["temperature"], after["temperature"]) == (1.0, expected)
+    assert before["nll"] == negative_log_likelihood(logits, label, 1.0) > after["nll"]
+    text = " ".join(run(network, "--data", data).stdout.split())
+    assert f"Confidence after the last step: calibration error (ECE) {100 * before['ece']:.2f} %" in text
+    assert f"; {100 * after['ece']:.2f} %, {after['nll']:.4f} at {expected:.4g}." in text
 
 
 def test_temperature_and_alpha_by_hand(network, data, pixels, label):
@@ -169,6 +186,22 @@ def test_only_alpha_times_temperature_counts(network, data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--alpha", "best"], "--alpha best: expected keep, method, sweep, a number, or several to sweep"),
+        (["--metric", "best"], "'best' is not one of 'max-softmax', 'softmax-margin', 'logit-margin'"),
+        (["--min-step", "13"], "min_step 13: expected 1 to 12, the steps that this network runs"),
+        (["--min-step", "0"], "min_step 0: expected 1 to 12"),
+        (["--max-steps", "13"], "mean steps 13: expected 1 to 12, the steps that this network runs"),
+        (["--max-steps", "0.5"], "mean steps 0.5: expected 1 to 12"),
+        (["--max-steps", "3", "--min-step", "4"], "no threshold takes 3 mean steps or fewer; the nearest takes 4"),
+        (["--max-steps", "3", "--max-drop", "1"], "--max-drop 1 and --max-steps 3: choose one target."),
+        (["--no-loss", "--max-drop", "1"], "--no-loss and --max-drop 1: choose one target."),
+        (["--no-loss", "--max-steps", "3"], "--no-loss and --max-steps 3: choose one target."),
+        (["--alpha", "sweep", "--temperature", "fit"], "a fitted temperature divides out every alpha"),
+        (["--alpha", "sweep", "--metric", "patience"], "metric patience counts answers, which no alpha changes"),
+        (
+            ["--rule", "certified", "--max-drop", "1", "--temperature", "fit"],
+            "a temperature fitted on the images that are to certify the threshold breaks the promise",
+        ),
         (["--temperature", "warm"], "Error: --temperature warm: expected keep, fit or a number."),
         (["--temperature", "0"], "temperature 0: expected a positive number"),
         (["--temperature", "nan"], "temperature nan: expected a positive number"),
@@ -230,12 +263,10 @@ def test_calibrate_is_a_function_of_the_trace(network, pixels, label):
     with open_engine(network, batch=64) as engine:
         trace = trace_from_engine(engine, pixels, label)
     current = Calibration(alpha=12.0, min_step=6)
-    report = calibrate(trace, current, rule="exact", data_name="x")
+    report = calibrate(trace, current, Goal("exact"), "x")
     assert report.chosen.mean_steps >= 6
     assert report.chosen in report.front
     assert report.calibration.min_step == 6
-    with pytest.raises(DynamicConfidenceError, match="max_drop is -1, expected 0 or more"):
-        calibrate(trace, current, max_drop=-1)
 
 
 @pytest.mark.parametrize("method", ["qcfs"], indirect=True)
@@ -278,10 +309,13 @@ def test_a_temperature_that_does_not_exist_is_not_invented(network, pixels, tmp_
     ("options", "message"),
     [
         (("--delta", 0.2), "--delta 0.2 is for --rule certified. Leave it out."),
+        (("--rule", "certified", "--max-steps", 3), "--rule certified needs --max-drop above 0"),
+        (("--rule", "certified", "--no-loss"), "--rule certified needs --max-drop above 0"),
         (("--rule", "certified"), "--rule certified needs --max-drop above 0, in points: --max-drop 1 (one point)."),
         (
             ("--rule", "certified", "--max-drop", 0.5),
-            "its 64 images certify no threshold for a drop of 0.5 points with probability 0.9. Nothing was changed.",
+            "its 64 images certify no threshold for a drop of 0.5 points with probability 0.9. Nothing was changed. "
+            "Give more images (even where no answer changes it takes 638), or allow more: --max-drop 1.",
         ),
     ],
 )
@@ -298,3 +332,62 @@ def test_a_promise_is_said(network: Path, data: Path):
     assert result.exit_code == 0, result.output
     assert "With probability 0.9 over the choice of these images, accuracy on others" in result.stdout
     assert read_onnx(network)[1].calibration.rule == "certified, max drop 0.5, delta 0.1"
+
+
+@pytest.mark.parametrize("metric", ["softmax-margin", "logit-margin", "entropy", "patience"])
+def test_the_network_exits_by_the_metric_it_was_calibrated_with(network, method, data, pixels, label, metric: str):
+    result = run(network, "--data", data, "--metric", metric, "--min-step", 2, "--max-drop", 10, "--rule", "exact")
+    assert result.exit_code == 0, result.output
+    assert f"metric {metric}, alpha" in " ".join(result.stdout.split())
+    calibration = read_onnx(network)[1].calibration
+    assert (calibration.metric, calibration.min_step) == (metric, 2)
+    expected = calibration.expected_mean_steps, calibration.expected_accuracy
+    assert replayed(network, pixels, label) == expected
+    assert expected[0] < STEPS
+    # Kept the next time.
+    assert run(network, "--data", data, "--rule", "exact", "--max-drop", 10).exit_code == 0
+    assert read_onnx(network)[1].calibration == calibration
+
+
+def test_max_steps(network, data, pixels, label):
+    report = json.loads(run(network, "--data", data, "--max-steps", 5.5, "--json").stdout)
+    assert report["calibration"]["rule"] == "safe, mean steps 5.5"
+    assert report["chosen"]["mean_steps"] <= 5.5
+    assert replayed(network, pixels, label) == (report["chosen"]["mean_steps"], report["chosen"]["accuracy"])
+
+
+def test_no_loss_is_the_default(network, data):
+    reports = [json.loads(run(network, "--data", data, *options, "--json").stdout) for options in ((), ("--no-loss",))]
+    assert reports[0] == reports[1]
+
+
+def test_an_alpha_sweep(network, method, data, pixels, label):
+    own = 12.0 if method == "qcfs" else 3.0
+    report = json.loads(run(network, "--data", data, "--alpha", "sweep", "--json").stdout)
+    assert [point["alpha"] for point in report["sweep"]] == [own / 4, own / 2, own, 2 * own, 4 * own]
+    fewest = min(report["sweep"], key=lambda point: (point["mean_steps"], -point["accuracy"]))
+    assert report["calibration"]["alpha"] == fewest["alpha"]
+    assert report["chosen"] == {key: fewest[key] for key in ("threshold", "mean_steps", "accuracy")}
+    assert replayed(network, pixels, label) == (fewest["mean_steps"], fewest["accuracy"])
+    result = run(network, "--data", data, "--alpha", "3,6")
+    text = " ".join(result.stdout.split())
+    assert "Each alpha under the rule" in text
+    assert "Threshold and alpha are fitted to this data: report accuracies on other images only." in text
+    assert read_onnx(network)[1].calibration.alpha in (3.0, 6.0)
+    assert run(network, "--data", data, "--alpha", "method").exit_code == 0
+    assert read_onnx(network)[1].calibration.alpha == own
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_a_trace_made_before_calibrates_the_same(network, pixels, label, data, tmp_path: Path):
+    with open_engine(network, batch=64) as engine:
+        trace = trace_from_engine(engine, pixels, label)
+    report = calibrate_network(network, trace, Settings(Goal("exact"), alphas=(6.0,)), "val.npz")
+    calibration = read_onnx(network)[1].calibration
+    assert calibration == report.calibration
+    assert run(network, "--data", data, "--rule", "exact", "--alpha", 6).exit_code == 0
+    assert read_onnx(network)[1].calibration == calibration
+    short = type(trace)(trace.logits[:, :5], trace.label, np.full(64, 5))
+    message = r"val\.npz: a trace of 5 steps and 4 classes, but .* has 12 and 4: it is another network's.*dc-eval"
+    with pytest.raises(DynamicConfidenceError, match=message):
+        calibrate_network(network, short, Settings(), "val.npz")

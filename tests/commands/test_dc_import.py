@@ -1,13 +1,15 @@
-"""dc-import: two families of foreign checkpoints, and why others do not fit."""
+"""dc-import: what it writes, what it says, what a dry run lists, and why a checkpoint does not fit."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from foreign_networks import QcfsVgg
 from torch import Tensor
 
 from dynamic_confidence.models.checkpoint import load_checkpoint
@@ -44,8 +46,9 @@ def test_the_demo_layout(tmp_path: Path):
     foreign, output = saved(tmp_path, demo(bits=3)), tmp_path / "model.pt"
     result = run(foreign, "--class-names", "a,b,c", "--bits", 3, "-o", output)
     assert result.exit_code == 0, result.output
-    assert "resnet8 (demo or torchvision layout), lsq activations, 3 classes" in result.stdout
-    assert "0 renamed, dropped activation2.scale" in result.stdout
+    assert "resnet8 (paper's demo layout), lsq activations, 3 classes" in result.stdout
+    assert f"keys: {len(weights())} matched, 1 dropped; images of 32 x 32 pixels" in result.stdout
+    assert "Left out: activation2.scale (quantises the logits, which no spiking network does" in result.stdout
     checkpoint = load_checkpoint(output)
     assert checkpoint.class_names == ("a", "b", "c")
     assert checkpoint.arguments == {
@@ -60,7 +63,7 @@ def test_the_demo_layout(tmp_path: Path):
     expected = weights(bits=3)
     assert checkpoint.state_dict.keys() == expected.keys()
     assert all(torch.equal(checkpoint.state_dict[name], tensor) for name, tensor in expected.items())
-    assert checkpoint.notes == {"imported_from": "foreign.pt", "layout": "demo or torchvision"}
+    assert checkpoint.notes == {"imported_from": "foreign.pt", "layout": "paper's demo"}
     image = torch.randn(2, 3, 32, 32)
     theirs = build("resnet8", width=4, classes=3, bits=3)
     theirs.load_state_dict(expected)
@@ -76,8 +79,9 @@ def test_the_akamaster_layout(tmp_path: Path, wrapped: bool):
     checkpoint = load_checkpoint(tmp_path / "model.pt")
     assert (checkpoint.architecture, checkpoint.arguments["activation"]) == ("resnet8", "relu")
     assert checkpoint.arguments["shortcut"] == "pad"
-    assert f"(akamaster layout), relu activations, 3 classes, {len(akamaster())} tensors" in result.stdout
-    assert f"{len(akamaster())} renamed" in result.stdout
+    assert f"(akamaster layout), relu activations, 3 classes; keys: {len(akamaster())} renamed;" in result.stdout
+    assert f"Quantise it next: dc-train --from {tmp_path / 'model.pt'} --activation lsq --bits 2" in result.stdout
+    assert "pools" not in result.stdout
     assert torch.equal(checkpoint.state_dict["fc.weight"], akamaster()["module.linear.weight"])
     assert checkpoint.class_names == ("0", "1", "2")
 
@@ -125,20 +129,13 @@ def deeper(content: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("content", "messages"),
     [
+        ({"some.weight": torch.zeros(2)}, ["none of its 1 keys (such as 'some.weight') is one of a known network"]),
         (
-            {"some.weight": torch.zeros(2)},
-            ["fits no known layout", "torchvision: no residual network", "akamaster: no residual"],
+            without(weights(), "bn1.weight"),
+            ["The nearest is resnet8 in the paper's demo layout", "'bn1.weight' is missing", "`dc-import --dry-run`"],
         ),
-        (without(weights(), "bn1.weight"), ["torchvision: a resnet8, but for 1 keys such as 'bn1.weight'"]),
-        (
-            {**weights(), "fc.bias": torch.zeros(2)},
-            ["torchvision: a resnet8, but for 1 keys such as 'fc.bias'"],
-        ),
-        (
-            deeper(weights()),
-            ["basic blocks (1, 2, 1) are no registered architecture", "known: resnet8 (1, 1, 1), resnet20"],
-        ),
-        ({"epoch": 3}, ["holds no state_dict. Save `model.state_dict()` with torch.save."]),
+        (deeper(weights()), ["The nearest is resnet20", "'layer1.1.conv1.weight' is missing"]),
+        ({"epoch": 3}, ["holds no state_dict (neither", "Save `model.state_dict()` with torch.save."]),
         ([1, 2], ["holds no state_dict"]),
         ({}, ["holds no state_dict"]),
         ({**weights(), "activation1.scale": torch.zeros(1)}, ["layer 'activation1': the LSQ scale is 0"]),
@@ -150,6 +147,95 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path, content: object, messages: 
     for message in messages:
         assert message in result.stderr
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_qcfs_networks_need_their_levels(tmp_path: Path):
+    foreign, output = saved(tmp_path, QcfsVgg(new=True).state_dict()), tmp_path / "model.pt"
+    result = run(foreign, "-o", output)
+    assert result.exit_code == 2
+    assert (
+        "does not say with how many levels L its QCFS activations were trained. Pass it: `--levels 4`" in result.stderr
+    )
+    assert not output.exists()
+    result = run(foreign, "--levels", 8, "-o", output)
+    assert result.exit_code == 0, result.output
+    assert "vgg16 (QCFS, new layout), qcfs activations, 3 classes; keys: 99 renamed, 13 folded;" in result.stdout
+    assert f"the number of time steps either: dc-export {output} -T" in result.stdout
+    assert load_checkpoint(output).arguments["levels"] == 8
+
+
+def test_max_pooling_is_said(tmp_path: Path):
+    foreign = saved(tmp_path, weights(activation="relu", form="imagenet"))
+    result = run(foreign, "-o", tmp_path / "model.pt")
+    assert "Its pools took the maximum; here they average" in result.stdout
+    assert "images of 224 x 224 pixels" in result.stdout
+
+
+def mixed() -> dict[str, Tensor]:
+    """One key of each fate."""
+    named = without(demo(), "bn1.bias")
+    named["module.extra"] = torch.zeros(1)
+    return {**named, "fc.bias": torch.zeros(2)}
+
+
+def test_a_dry_run_lists_every_key(tmp_path: Path):
+    foreign = saved(tmp_path, mixed())
+    result = run(foreign, "--dry-run", "--json", "-o", tmp_path / "model.pt")
+    assert result.exit_code == 1
+    assert "fits no known network. The nearest is resnet8" in result.stderr
+    record = json.loads(result.stdout)
+    assert (record["architecture"], record["layout"], record["output"]) == ("resnet8", "paper's demo", None)
+    assert record["counts"] == {"matched": len(weights()) - 2, "missing": 1, "shape": 1, "unexpected": 1, "dropped": 1}
+    assert record["error"] in result.stderr
+    fates = {key["theirs"] or key["ours"]: (key["status"], key["ours"], key["why"]) for key in record["keys"]}
+    assert fates["conv1.weight"] == ("matched", "conv1.weight", "")
+    assert fates["bn1.bias"] == ("missing", "bn1.bias", "")
+    assert fates["module.extra"] == ("unexpected", None, "")
+    assert fates["fc.bias"] == ("shape", "fc.bias", "has shape [2], expected [3]")
+    assert fates["activation2.scale"][:2] == ("dropped", None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["foreign.pt"]
+
+
+def test_a_dry_run_as_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    foreign = saved(tmp_path, mixed())
+    result = run(foreign, "--dry-run")
+    assert result.exit_code == 1
+    for words in (["bn1.bias", "missing"], ["fc.bias", "shape"], ["module.extra", "unexpected"]):
+        assert any(all(word in line for word in words) for line in result.stdout.splitlines()), words
+    assert "resnet8 (paper's demo layout)" in result.stdout
+
+
+def test_a_dry_run_of_what_fits(tmp_path: Path):
+    foreign = saved(tmp_path, akamaster())
+    result = run(foreign, "--dry-run", "-o", tmp_path / "model.pt")
+    assert result.exit_code == 0, result.output
+    assert "module.linear.bias" in result.stdout
+    assert "It fits: without --dry-run" in result.stdout
+    assert json.loads(run(foreign, "--dry-run", "--json").stdout)["error"] is None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["foreign.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (QcfsVgg(new=False).state_dict(), [], "does not say with how many levels"),
+        (QcfsVgg(new=False).state_dict(), ["--levels", "0"], "levels 0: a QCFS activation takes 1 to 255 levels"),
+        (weights(), ["--class-names", "a,b"], "2 class names were given, the network has 3"),
+        (weights(), ["--levels", "4"], "levels 4: activation 'lsq' takes bits"),
+    ],
+)
+def test_a_dry_run_finds_what_else_is_wrong(tmp_path: Path, content: object, options: list[str], message: str):
+    result = run(saved(tmp_path, content), "--dry-run", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_the_record_of_an_import(tmp_path: Path):
+    result = run(saved(tmp_path, demo()), "--json", "-o", tmp_path / "model.pt")
+    record = json.loads(result.stdout)
+    assert (record["output"], record["error"]) == (str(tmp_path / "model.pt"), None)
+    assert load_checkpoint(tmp_path / "model.pt").architecture == record["architecture"]
 
 
 def test_a_wrong_number_of_class_names(tmp_path: Path):
@@ -164,7 +250,7 @@ def test_a_wrong_number_of_class_names(tmp_path: Path):
         (["--bits", "0"], "bits 0: an LSQ quantiser takes 1 to 8 bits"),
         (["--size", "0"], "Invalid value for '--size'"),
         (["--size", "32", "--resize", "16"], "--resize 16: expected at least --size 32"),
-        (["--normalisation", "guess"], "'guess' is not one of 'cifar10', 'imagenet', 'none'"),
+        (["--normalisation", "guess"], "'guess' is not one of 'cifar10', 'cifar100', 'imagenet', 'none'"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, options: list[str], message: str):

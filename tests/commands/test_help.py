@@ -37,6 +37,7 @@ def test_the_list_is_not_empty():
         "dc-build",
         "dc-calibrate",
         "dc-doctor",
+        "dc-eval",
         "dc-export",
         "dc-import",
         "dc-inspect",

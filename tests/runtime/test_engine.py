@@ -66,12 +66,16 @@ def test_engine_equals_a_plain_session(exported: Callable[..., Path], pixels: np
     assert found[0]["logits"].shape == (k, 5, 4)
 
 
-def test_spikes_come_back_when_asked_for(exported: Callable[..., Path], pixels: np.ndarray):
-    path = exported(method="qcfs", steps_per_call=4, count_spikes=True)
+@pytest.mark.parametrize("method", METHODS)
+def test_spikes_come_back_when_asked_for(exported: Callable[..., Path], pixels: np.ndarray, method: str):
+    path = exported(method=method, steps_per_call=4, count_spikes=True)
     with open_engine(path, batch=5) as engine:
         found = engine_loop(engine, pixels[:5])
     assert found[0]["spikes"].shape == (4, 5, 7)
     assert found[0]["spikes"].sum() > 0
+    assert ("net_spikes" in found[0]) == (method == "qffs")
+    if method == "qffs":  # some spikes were taken back
+        assert sum(call["net_spikes"].sum() for call in found) < sum(call["spikes"].sum() for call in found)
     assert_same(found, plain_loop(path, pixels[:5]))
 
 

@@ -136,7 +136,7 @@ def test_a_part_that_a_file_may_leave_out_can_be_added():
         ("numerics.grids.0", "bound", 1e9, r"bound 1000000000\.0, expected 0 to head_room"),
         ("numerics.grids.0", "bound", -1, r"bound -1(\.0)?, expected 0 to head_room"),
         ("input", "shape", ["N", 1, 28, 28], r"input shape \('N', 1, 28, 28\), expected .*from its preprocessing"),
-        ("calibration", "metric", "entropy", r"Invalid enum value 'entropy' - at `\$\.calibration\.metric`"),
+        ("calibration", "metric", "energy", r"Invalid enum value 'energy' - at `\$\.calibration\.metric`"),
         ("method", "name", "rate", r"Invalid enum value 'rate' - at `\$\.method\.name`"),
         ("input", "dtype", "float32", r"Invalid enum value 'float32' - at `\$\.input\.dtype`"),
         ("input.preprocessing", "height", "12", r"Expected `int`, got `str` - at `\$\.input\.preprocessing\.height`"),
@@ -151,6 +151,18 @@ def test_a_wrong_value_is_named(plain: dict[str, Any], path: str, key: str, valu
 def test_qffs_needs_the_spikes(plain: dict[str, Any]):
     plain["outputs"] = plain["outputs"][:3]
     with pytest.raises(DynamicConfidenceError, match="a qffs network has the output spikes, expected it"):
+        manifest_from_json(json.dumps(plain), "net.onnx")
+
+
+@pytest.mark.parametrize(("shape", "method"), [([4, "N", 6], "qffs"), ([4, "N", 7], "qcfs")])
+def test_net_spikes_stand_beside_the_spikes_of_qffs(plain: dict[str, Any], shape: list[object], method: str):
+    plain["outputs"].append({"name": "net_spikes", "shape": [4, "N", 7], "dtype": "float32"})
+    assert manifest_from_json(json.dumps(plain), "net.onnx").has_output("net_spikes")
+    plain["outputs"][-1]["shape"] = shape
+    plain["method"] |= {"name": method, "injection_steps": 3 if method == "qffs" else None}
+    with pytest.raises(
+        DynamicConfidenceError, match=r"output net_spikes .*: expected with qffs only, and of the shape"
+    ):
         manifest_from_json(json.dumps(plain), "net.onnx")
 
 

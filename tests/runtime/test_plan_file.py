@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from dynamic_confidence.runtime import network_file
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import Calibration
 from dynamic_confidence.runtime.manifest_json import SIZE_LIMIT
@@ -19,6 +20,7 @@ from dynamic_confidence.runtime.plan_file import (
     PlanHeader,
     Sidecar,
     json_from_sidecar,
+    largest_batch,
     plan_header,
     read_manifest,
     read_plan,
@@ -197,6 +199,15 @@ def test_a_new_calibration_changes_the_sidecar_only(plan: Path):
         manifest=msgspec.structs.replace(before.manifest, calibration=Calibration(2.0, 1.0, 0.75))
     )
     assert {entry.name for entry in plan.parent.iterdir()} == {"net.plan", "net.plan.json"}
+
+
+def test_the_largest_batch_is_read_from_the_sidecar_alone(plan: Path, exported: Callable[..., Path]):
+    assert network_file.largest_batch(exported()) is None
+    plan.write_bytes(b"")
+    assert network_file.largest_batch(plan) == largest_batch(plan) == 4
+    sidecar_path(plan).unlink()
+    with pytest.raises(DynamicConfidenceError, match=r"net\.plan\.json: no such file\. It belongs to the plan"):
+        largest_batch(plan)
 
 
 def test_no_calibration_for_a_broken_plan(plan: Path):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from dynamic_confidence.calib import calibrate
 from dynamic_confidence.calib.dc_calibrate import main as dc_calibrate
-from dynamic_confidence.runtime import cli
+from dynamic_confidence.runtime import cli, plan_file
 from dynamic_confidence.runtime.engine import CudaBinding, EngineOptions, Provider, open_engine
 from dynamic_confidence.runtime.engines import onnxruntime_session as module
 from dynamic_confidence.runtime.engines.onnxruntime_session import KINDS, first_run, load_onnxruntime, start_session
@@ -263,9 +263,16 @@ def test_dc_calibrate_takes_a_provider(exported, pixels: np.ndarray, tmp_path: P
 def test_a_plan_is_calibrated_in_batches_that_it_takes(
     monkeypatch: pytest.MonkeyPatch, name: str, images: int, expected: int
 ):
-    plan = SimpleNamespace(engine=SimpleNamespace(batch=4))
-    monkeypatch.setattr(calibrate, "read_plan", lambda path: plan)
-    assert calibrate._batch(Path(name), images) == expected
+    class Opened(Exception):
+        pass
+
+    def opened(path: Path, batch: int) -> None:
+        raise Opened(batch)
+
+    monkeypatch.setattr(calibrate, "open_engine", opened)
+    monkeypatch.setattr(plan_file, "largest_batch", lambda path: 4)
+    with pytest.raises(Opened, match=str(expected)):
+        calibrate.trace_from_file(Path(name), np.zeros((images, 1, 12, 12), np.uint8), np.arange(images), "data")
 
 
 @pytest.mark.gpu

@@ -41,7 +41,7 @@ def assert_same_answers(one: Answers, other: Answers) -> None:
 def test_infer_equals_a_replay_of_the_trace(exported: Exported, pixels: np.ndarray, method: str, k: int, threshold):
     with open_engine(exported(method=method, steps_per_call=k), batch=64) as engine:
         policy = policy_from_manifest(engine.manifest, threshold=threshold)
-        logits, last_step = run_to_the_end(engine, pixels, policy.scale)
+        logits, last_step, *_ = run_to_the_end(engine, pixels, policy.scale)
         answers = infer(engine, pixels, policy)
     confidence = max_softmax(logits, policy.scale)
     np.testing.assert_array_equal(answers.steps, exit_steps(confidence, threshold, last_step))
@@ -109,7 +109,7 @@ def test_a_network_that_is_not_calibrated_runs_all_its_steps(exported: Exported)
 def test_min_step_holds_every_exit_back(exported: Exported, pixels: np.ndarray, min_step: int):
     with open_engine(exported(steps_per_call=4), batch=64) as engine:
         policy = replace(policy_from_manifest(engine.manifest, threshold=0.45), min_step=min_step)
-        logits, last_step = run_to_the_end(engine, pixels, policy.scale)
+        logits, last_step, *_ = run_to_the_end(engine, pixels, policy.scale)
         answers = infer(engine, pixels, policy)
     expected = exit_steps(max_softmax(logits, policy.scale), 0.45, last_step, min_step)
     np.testing.assert_array_equal(answers.steps, expected)
@@ -122,7 +122,7 @@ def test_fewer_steps_than_exported_for(exported: Exported, pixels: np.ndarray, k
     """Also when the last step lies within a call."""
     with open_engine(exported(steps_per_call=k), batch=64) as engine:
         policy = policy_from_manifest(engine.manifest, threshold=0.7, max_steps=max_steps)
-        logits, _ = run_to_the_end(engine, pixels, policy.scale)
+        logits, *_ = run_to_the_end(engine, pixels, policy.scale)
         answers = infer(engine, pixels, policy)
     last = np.full(64, max_steps)
     expected = exit_steps(max_softmax(logits[:, :max_steps], policy.scale), 0.7, last)
@@ -144,7 +144,7 @@ def test_the_deadline_stops_before_the_call_that_would_miss_it(
     a_millisecond_per_call(monkeypatch)
     with open_engine(exported(steps_per_call=k), batch=64) as engine:
         answers = infer(engine, pixels, policy_from_manifest(engine.manifest, deadline_ms=deadline_ms))
-        logits, _ = run_to_the_end(engine, pixels, engine.manifest.calibration.scale)
+        logits, *_ = run_to_the_end(engine, pixels, engine.manifest.calibration.scale)
     assert (answers.steps == steps).all()
     assert set(answers.reason) == {"deadline"}
     np.testing.assert_allclose(answers.ms, steps / k)
@@ -181,7 +181,7 @@ def test_after_a_quiet_step_nothing_changes(exported: Exported, pixels: np.ndarr
     with open_engine(exported(method="qffs", steps_per_call=k), batch=64) as engine:
         policy = policy_from_manifest(engine.manifest)
         answers = infer(engine, pixels, policy)
-        logits, last_step = run_to_the_end(engine, pixels, policy.scale)
+        logits, last_step, *_ = run_to_the_end(engine, pixels, policy.scale)
         deaf = infer(engine, pixels, replace(policy, quiet_after=None))
     assert policy.quiet_after == LEVELS
     assert set(answers.reason) == {"quiescent"}
@@ -236,7 +236,7 @@ def test_frames_equal_the_torch_simulation(
     expected = simulated(checkpoint, method, frames, STEPS)
     with open_engine(exported(method=method, **form), batch=8) as engine:
         policy = policy_from_manifest(engine.manifest)
-        logits, _ = run_to_the_end(engine, frames, policy.scale)
+        logits, *_ = run_to_the_end(engine, frames, policy.scale)
         answers = infer(engine, frames, policy)
     np.testing.assert_array_equal(logits, expected.transpose(1, 0, 2))
     np.testing.assert_array_equal(answers.logits, expected[-1])

@@ -13,6 +13,7 @@ from torch import nn
 
 from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.models.lsq import LSQ
+from dynamic_confidence.models.qcfs import QCFS
 from dynamic_confidence.runtime.errors import CheckFailed
 from dynamic_confidence.runtime.manifest import Preprocessing
 from dynamic_confidence.toolchain import conversion_check
@@ -32,6 +33,8 @@ RAW = Preprocessing(color="L", height=8, width=8, mean=(0.0,), std=(1 / 255,))
         ("resnet8", {}, 16),
         ("resnet8", {"shortcut": "pad", "bits": 1}, 16),
         ("resnet20", {"bits": 3}, 16),
+        ("resnet20", {"activation": "qcfs", "levels": 4}, 16),
+        ("vgg16", {"activation": "qcfs", "levels": 1, "hidden": 8}, 32),
         ("resnet50", {"form": "imagenet"}, 64),
         ("vgg16", {}, 32),
     ],
@@ -58,9 +61,10 @@ def test_a_trained_network_passes(resnet20: Checkpoint, lossless: tuple[np.ndarr
     assert check_conversion(resnet20.network(), resnet20.preprocessing, lossless[0][:2]) < 12
 
 
-def test_ties_do_not_fail_a_right_conversion() -> None:
-    """Half of all pixels lie half-way between the two levels, where the quantiser rounds to even and the neuron up."""
-    network = nn.Sequential(nn.Conv2d(1, 1, 1), LSQ(1, 1.0), nn.Flatten(), nn.Linear(64, 3)).eval()
+@pytest.mark.parametrize("quantiser", [LSQ(1, 1.0), QCFS(1, 1.0)], ids=["lsq", "qcfs"])
+def test_ties_do_not_fail_a_right_conversion(quantiser: nn.Module) -> None:
+    """Half of all pixels lie half-way between the two levels, where LSQ rounds to even, QCFS and the neuron up."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), quantiser, nn.Flatten(), nn.Linear(64, 3)).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         network[0].weight.fill_(0.5)
@@ -69,8 +73,9 @@ def test_ties_do_not_fail_a_right_conversion() -> None:
     snn = snn_from_ann(network, RAW, "qffs")
     settled = list(oracle_steps(snn, pixels, 2))[-1].logits
     with torch.no_grad():
-        even = network(torch.from_numpy(pixels).float()).numpy()
-    assert np.abs(settled - even).max() > 0.1, "these images must have ties, or the test is empty"
+        rounded = network(torch.from_numpy(pixels).float()).numpy()
+    up = np.allclose(settled, rounded, atol=1e-6)
+    assert up == isinstance(quantiser, QCFS), "these images must have ties, or the test is empty"
     assert check_conversion(network, RAW, pixels) == 1
 
 

@@ -1,7 +1,8 @@
-"""Image sets: one preprocessing with the runtime, splits, augmentation, the digits."""
+"""Image sets: one preprocessing with the runtime, splits, the digits, sets on disk, torchvision's."""
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from PIL import Image
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.images import pixels_from_image
 from dynamic_confidence.runtime.manifest import Preprocessing
+from dynamic_confidence.toolchain import data as data_module
 from dynamic_confidence.toolchain.data import (
     ImageSet,
-    augmented,
     load_image_set,
     normalised,
     pixel_statistics,
     split,
-    write_digits,
 )
+from dynamic_confidence.toolchain.digits import write_digits
+from dynamic_confidence.toolchain.pixel_files import PixelFiles
+from dynamic_confidence.toolchain.torchvision_sets import SETS, read_set, set_in
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,101 @@ def test_folders_that_are_no_set(tmp_path: Path):
         load_image_set(tmp_path)
 
 
+def test_a_class_folder_without_an_image_is_named(tmp_path: Path):
+    tree = write_tree(tmp_path / "tree")
+    (tree / "c").mkdir()
+    with pytest.raises(DynamicConfidenceError, match=r"tree/c: no image in this folder"):
+        load_image_set(tree)
+
+
+def test_a_set_too_large_for_the_memory_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tree = write_tree(tmp_path / "tree", count=4)
+    whole = load_image_set(tree, size=8)
+    monkeypatch.setattr(data_module, "LARGEST_IN_MEMORY", 8 * 3 * 8 * 8 - 1)
+    lazy = load_image_set(tree, size=8)
+    assert isinstance(lazy.pixels, PixelFiles)
+    assert lazy.preprocessing == whole.preprocessing
+    assert lazy.pixels.shape == whole.pixels.shape
+    assert torch.equal(lazy.labels, whole.labels)
+    for one, other in zip(split(lazy, 0.5, seed=1), split(whole, 0.5, seed=1), strict=True):
+        assert isinstance(one.pixels, PixelFiles)
+        assert torch.equal(one.pixels[:], other.pixels[:])
+    assert torch.equal(lazy.pixels[torch.tensor([5, 1])], whole.pixels[torch.tensor([5, 1])])
+    before = lazy.pixels.digest()
+    assert before == load_image_set(tree, size=8).pixels.digest()  # type: ignore[union-attr]
+    (tree / "a" / "0.png").write_bytes(b"not a picture")
+    assert lazy.pixels.digest() != before
+    with pytest.raises(DynamicConfidenceError, match=r"a/0\.png: not a readable image"):
+        lazy.pixels[:1]
+    with pytest.raises(
+        DynamicConfidenceError, match=r"b/0\.png: has no label that the network knows"
+    ):
+        load_image_set(tree, whole.preprocessing, ("a", "c"))
+
+
+def test_arrays_may_name_their_classes(tmp_path: Path):
+    arrays = {"image": np.zeros((4, 5, 5), np.uint8), "label": np.array([0, 1, 1, 0])}
+    np.savez(tmp_path / "set.npz", **arrays, class_names=np.array(["cat", "dog", "none"]))
+    assert load_image_set(tmp_path / "set.npz").class_names == ("cat", "dog", "none")
+
+
+def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """The files of MNIST: big-endian magic number, sizes, bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+        header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
+        (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_mnist_files_are_read_by_torchvision(tmp_path: Path, name: str):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (20, 28, 28), np.uint8), np.arange(20) % 10
+    write_idx(tmp_path / SETS[name].marker, "train", pixels, labels)
+    write_idx(tmp_path / SETS[name].marker, "t10k", pixels[:10], labels[:10])
+    assert set_in(tmp_path) == name
+    images = load_image_set(tmp_path)
+    assert torch.equal(images.pixels[:], torch.from_numpy(pixels)[:, None])
+    assert images.labels.tolist() == labels.tolist()
+    assert len(images.class_names) == 10
+    assert images.preprocessing.shape == (1, 28, 28)
+    assert len(read_set(name, tmp_path, train=False).labels) == 10
+    (tmp_path / SETS[name].marker / "train-images-idx3-ubyte").write_bytes(b"half")
+    with pytest.raises(DynamicConfidenceError, match=rf"the training part of {name} is missing or damaged .*dc-data"):
+        load_image_set(tmp_path)
+
+
+def test_cifar_files_are_read_by_torchvision_and_damaged_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (50, 3, 32, 32), np.uint8), [index % 10 for index in range(50)]
+    for batch in range(5):
+        rows = slice(10 * batch, 10 * batch + 10)
+        content = {"data": pixels[rows].reshape(10, -1), "labels": labels[rows]}
+        (folder / f"data_batch_{batch + 1}").write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    with pytest.raises(DynamicConfidenceError, match="the training part of cifar10 is missing or damaged"):
+        load_image_set(tmp_path)  # not the real files: the checksums differ
+    monkeypatch.setattr(CIFAR10, "train_list", [(name, None) for name, _ in CIFAR10.train_list])
+    monkeypatch.setattr(CIFAR10, "test_list", [])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": None})
+    images = load_image_set(tmp_path)
+    assert torch.equal(images.pixels[:], torch.from_numpy(pixels))
+    assert images.class_names == tuple("abcdefghij")
+    assert images.labels.tolist() == labels
+
+
+def test_unknown_sets_are_named(tmp_path: Path):
+    assert set_in(tmp_path) is None
+    with pytest.raises(DynamicConfidenceError, match="data set 'svhn' is unknown, known: cifar10, cifar100, mnist"):
+        read_set("svhn", tmp_path, train=True)
+
+
 def test_a_folder_of_an_unknown_class_is_refused(tmp_path: Path):
     tree = write_tree(tmp_path / "tree")
     known = load_image_set(tree)
@@ -180,28 +278,6 @@ def test_split_refuses_a_fraction_outside_0_to_1(fraction: float):
 def test_split_refuses_a_class_of_one():
     with pytest.raises(DynamicConfidenceError, match="class '1' has a single image"):
         split(toy_set((4, 1)), 0.5, 0)
-
-
-def test_shift_moves_by_up_to_an_eighth_and_repeats_the_edge():
-    torch.manual_seed(0)
-    pixels = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(100, 2, 1, 1)
-    changed = augmented(pixels, "shift")
-    assert changed.shape == pixels.shape
-    assert changed.dtype == torch.uint8
-    padded = np.pad(pixels[0, 0].numpy(), 1, mode="edge")
-    windows = {padded[y : y + 8, x : x + 8].tobytes() for y in range(3) for x in range(3)}
-    assert {image.numpy().tobytes() for image in changed[:, 0]} == windows
-    assert torch.equal(changed[:, 0], changed[:, 1])
-
-
-def test_crop_flip_mirrors_about_half_and_none_changes_nothing():
-    torch.manual_seed(0)
-    pixels = torch.arange(8, dtype=torch.uint8).expand(200, 1, 8, 8).contiguous()
-    mirrored = augmented(pixels, "crop-flip")[:, 0, 0, 0] > 3
-    assert 70 < int(mirrored.sum()) < 130
-    assert augmented(pixels, "none") is pixels
-    with pytest.raises(DynamicConfidenceError, match="augmentation 'rotate' is unknown, known: none, shift, crop-flip"):
-        augmented(pixels, "rotate")
 
 
 def test_normalised_is_the_written_formula():

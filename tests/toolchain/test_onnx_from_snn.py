@@ -52,7 +52,16 @@ def test_several_steps_qffs(checkpoint: Checkpoint, frames: bool) -> None:
     assert inputs["n_in.activation1"] == ["N", 4, 12, 12]
     assert outputs["logits"] == [4, "N", 4]
     assert outputs["spikes"] == [4, "N", len(snn.layers)]
+    assert "net_spikes" not in outputs
     assert graph.input_shape == tuple(inputs["input"])
+
+
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+def test_counted_spikes_are_net_as_well_where_there_are_negative_ones(checkpoint: Checkpoint, method: str) -> None:
+    graph = onnx_from_snn(network(checkpoint, method), steps_per_call=4, count_spikes=True)
+    outputs = shapes(graph.model.graph.output)
+    assert ("net_spikes" in outputs) == (method == "qffs")
+    assert outputs.get("net_spikes", outputs["spikes"]) == outputs["spikes"]
 
 
 @pytest.mark.parametrize("method", ["qcfs", "qffs"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,18 +20,14 @@ from dynamic_confidence.models.lsq import LSQ
 from dynamic_confidence.models.registry import ARCHITECTURES
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
 from dynamic_confidence.toolchain import train as train_module
-from dynamic_confidence.toolchain.data import AUGMENTATIONS, ImageSet, load_image_set, split, write_digits
+from dynamic_confidence.toolchain.augment import AUGMENTATIONS
+from dynamic_confidence.toolchain.data import ImageSet, load_image_set, split
 from dynamic_confidence.toolchain.dc_train import main
-from dynamic_confidence.toolchain.train import (
-    SCHEDULES,
-    TrainingOptions,
-    accuracy_of,
-    learning_rate,
-    quantised_from_float,
-    torch_device,
-    train,
-    untrained,
-)
+from dynamic_confidence.toolchain.digits import write_digits
+from dynamic_confidence.toolchain.pixel_files import PixelFiles
+from dynamic_confidence.toolchain.recipe import RECIPES, SCHEDULES, TrainingOptions, learning_rate, recipe
+from dynamic_confidence.toolchain.starting_network import quantised_from_float, untrained
+from dynamic_confidence.toolchain.train import accuracy_of, best_path, torch_device, train
 from dynamic_confidence.toolchain.training_state import EpochReport
 
 Sets = tuple[ImageSet, ImageSet]
@@ -176,16 +173,76 @@ def test_quantised_from_float_copies_the_weights(tmp_path: Path, sets: Sets):
     assert quantised.arguments == {**float_one.arguments, "activation": "lsq", "bits": 3}
     assert all(torch.equal(quantised.state_dict[name], tensor) for name, tensor in float_one.state_dict.items())
     assert all(name.endswith(".scale") for name in quantised.state_dict.keys() - float_one.state_dict.keys())
-    assert quantised.notes == {**float_one.notes, "quantised_bits": 3}
     assert {m.levels for m in quantised.network().modules() if isinstance(m, LSQ)} == {7}
-    with pytest.raises(DynamicConfidenceError, match=r"the network is quantised already \(lsq, 3 bits\)"):
+    with pytest.raises(DynamicConfidenceError, match=r"the network is quantised already \(activation lsq, bits 3\)"):
         quantised_from_float(quantised, bits=2)
 
 
-def test_a_loss_that_is_not_finite_is_one_error_and_leaves_no_resume_file(tmp_path: Path, sets: Sets):
+def test_a_loss_that_is_not_finite_is_one_error_and_keeps_the_last_good_network(
+    tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch
+):
+    state, options = tmp_path / "state", TrainingOptions(epochs=3)
     with pytest.raises(DynamicConfidenceError, match=r"epoch 1: the loss is (nan|inf), .*\(`--lr`, now 1e\+30\)"):
-        train(start(sets, activation="relu"), *sets, TrainingOptions(epochs=1, lr=1e30), tmp_path / "state")
+        train(start(sets, activation="relu"), *sets, replace(options, lr=1e30), state)
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(train_module, "learning_rate", lambda _, done: 0.05 if done < 0.5 else 1e30)
+    with pytest.raises(DynamicConfidenceError, match=r"epoch 2: the loss is"):
+        train(start(sets, activation="relu"), *sets, options, state)
+    assert state.exists()
+    kept = load_checkpoint(best_path(state))
+    assert kept.notes["best_epoch"] == 1
+    assert accuracy_of(kept.network(), sets[1]) == kept.notes["validation_accuracy"]
+
+
+def test_a_broken_image_stops_training_and_keeps_the_last_good_network(tmp_path: Path, sets: Sets, digits: Path):
+    copy = tmp_path / "data"
+    shutil.copytree(digits / "calibration", copy)
+    files = sorted(copy.rglob("*.png"))
+    whole = load_image_set(copy, sets[0].preprocessing, sets[0].class_names)
+    on_disk = replace(whole, pixels=PixelFiles(files, whole.preprocessing))
+    state, options = tmp_path / "model" / "state", TrainingOptions(epochs=2)
+    state.parent.mkdir()
+
+    def break_a_file(report: EpochReport) -> None:
+        files[100].write_bytes(b"not a picture")
+
+    with pytest.raises(DynamicConfidenceError, match="not a readable image"):
+        train(start(sets), on_disk, sets[1], options, state, on_epoch=break_a_file)
+    assert load_checkpoint(best_path(state)).notes["best_epoch"] == 1
+    assert state.exists()
+
+
+def test_images_on_disk_train_as_those_in_memory(tmp_path: Path, sets: Sets, digits: Path):
+    files = sorted((digits / "calibration").rglob("*.png"))
+    whole = load_image_set(digits / "calibration", sets[0].preprocessing, sets[0].class_names)
+    on_disk = replace(whole, pixels=PixelFiles(files, whole.preprocessing))
+    one = train(start(sets), whole, sets[1], TrainingOptions(epochs=1), tmp_path / "a")
+    other = train(start(sets), on_disk, sets[1], TrainingOptions(epochs=1), tmp_path / "b")
+    assert_same_weights(one, other)
+
+
+def test_mixed_precision_learns_and_keeps_float_weights(tmp_path: Path, sets: Sets):
+    reports: list[EpochReport] = []
+    options = TrainingOptions(epochs=6, augment="none", amp=True)
+    trained = train(start(sets, width=8), *sets, options, tmp_path / "state", on_epoch=reports.append)
+    assert reports[-1].loss < 0.6 * reports[0].loss
+    assert all(value.dtype in (torch.float32, torch.int64) for value in trained.state_dict.values())
+    assert trained.notes["recipe"]["amp"] is True
+    plain = train(start(sets, width=8), *sets, replace(options, epochs=1, amp=False), tmp_path / "plain")
+    mixed = train(start(sets, width=8), *sets, replace(options, epochs=1), tmp_path / "mixed")
+    assert not torch.equal(plain.state_dict["fc.weight"], mixed.state_dict["fc.weight"])
+
+
+def test_recipes():
+    paper = recipe("paper", 45_000, True, seed=None, epochs=None)
+    assert (paper.epochs, paper.batch, paper.lr, paper.momentum) == (60, 32, 0.01, 0.9)
+    assert (paper.weight_decay, paper.schedule, paper.augment) == (2.5e-5, "exponential", "crop-flip")
+    assert recipe("paper", 45_000, True, epochs=2, seed=5) == replace(paper, epochs=2, seed=5)
+    assert recipe("fast", 100, False) == TrainingOptions()
+    assert recipe("fast", 100, True).lr == TrainingOptions().lr / 5
+    assert recipe("fast", 10_000, False).batch == 128
+    with pytest.raises(DynamicConfidenceError, match="recipe 'slow' is unknown, known: fast, paper"):
+        recipe("slow", 100, False)
 
 
 def test_images_that_do_not_fit_the_network(tmp_path: Path, sets: Sets):
@@ -241,7 +298,7 @@ def test_help_mentions_every_option_and_every_known_name():
         assert parameter.opts[-1] in text
     flat = "".join(text.split())
     assert all(name in flat for name in ARCHITECTURES)
-    for names, option in ((SCHEDULES, "schedule"), (AUGMENTATIONS, "augment")):
+    for names, option in ((SCHEDULES, "schedule"), (AUGMENTATIONS, "augment"), (RECIPES, "recipe")):
         assert f"--{option}[{'|'.join(names)}]" in flat
 
 
@@ -309,14 +366,17 @@ def test_command_fine_tunes_a_float_network(tmp_path: Path, digits: Path):
     assert tuned.preprocessing == load_checkpoint(first).preprocessing
     assert tuned.notes["recipe"]["lr"] == 0.01
     again = ["--data", digits / "test", "--from", second, "--bits", 2, "-o", tmp_path / "third.pt"]
-    assert "the checkpoint is quantised already (lsq, 4 bits)" in run(*again).stderr
+    assert "the checkpoint is quantised already (activation lsq, bits 4)" in run(*again).stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--from", "x.pt", "--width", 4, "-o", "{tmp}/m.pt"], "--width cannot be set with --from"),
-        (["--activation", "relu", "--bits", 2, "-o", "{tmp}/m.pt"], "--bits is for quantised activations"),
+        (
+            ["--activation", "relu", "--bits", 2, "-o", "{tmp}/m.pt"],
+            "bits 2: activation 'relu' takes neither bits nor levels, bits is for lsq",
+        ),
         (["--lr", 0, "-o", "{tmp}/m.pt"], "--lr 0.0: expected a number above 0"),
         (["--architecture", "resnet19", "-o", "{tmp}/m.pt"], "Did you mean 'resnet18'?"),
         (["--from", "{tmp}/x.pt", "-o", "{tmp}/m.pt"], "x.pt: no such file"),

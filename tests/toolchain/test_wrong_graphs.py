@@ -55,7 +55,12 @@ def swapped_rows(model: onnx.ModelProto) -> None:
     rows[0], rows[1] = rows[1], rows[0]
 
 
+def gross_for_net(model: onnx.ModelProto) -> None:
+    node(model, "net_spikes").input[0] = node(model, "spikes").input[0]
+
+
 QFFS, K4 = {"method": "qffs"}, {"steps_per_call": 4}
+COUNTED = {"method": "qffs", "count_spikes": True}
 WRONG: dict[str, tuple[Callable[[onnx.ModelProto], None], dict[str, Any]]] = {
     "threshold 2": (every_threshold(0.5), {}),
     "threshold 2, qffs": (every_threshold(0.5), QFFS),
@@ -65,6 +70,8 @@ WRONG: dict[str, tuple[Callable[[onnx.ModelProto], None], dict[str, Any]]] = {
     "confidence of other logits": (scaled("confidence/scaled", 7.0), {}),
     "confidence 0": (scaled("confidence", 0.0), {}),
     "always silent": (scaled("spikes", 0.0), QFFS),
+    "gross spikes for net ones": (gross_for_net, COUNTED),
+    "net spikes doubled": (scaled("net_spikes", 2.0), COUNTED),
     "50 levels": (more_levels, QFFS),
     "steps in another order": (swapped_rows, K4),
     "steps are not counted": (scaled("t_out", -1.0), QFFS),

@@ -1,0 +1,54 @@
+"""The network a training starts from: fresh weights, or a float network whose ReLUs become quantisers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..models.activations import ACTIVATIONS, activation_arguments
+from ..models.checkpoint import Checkpoint
+from ..models.registry import build
+from ..runtime.errors import DynamicConfidenceError
+from ..runtime.manifest import Preprocessing
+
+
+def untrained(
+    architecture: str, arguments: dict[str, Any], preprocessing: Preprocessing, class_names: tuple[str, ...], seed: int
+) -> Checkpoint:
+    """Return a freshly initialised network for these classes and images; the same seed gives the same weights."""
+    complete = {**arguments, "classes": len(class_names), "in_channels": preprocessing.channels}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(architecture, **complete)
+    return Checkpoint(architecture, complete, network.state_dict(), preprocessing, class_names)
+
+
+def activation_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the network's activation as arguments of `build`: {"activation": "lsq", "bits": 2}."""
+    arguments = checkpoint.arguments
+    name = arguments.get("activation", "lsq")
+    option = ACTIVATIONS[name].option if name in ACTIVATIONS else None
+    return activation_arguments(name, **({option: arguments.get(option)} if option else {}))
+
+
+def quantised_from_float(
+    checkpoint: Checkpoint, activation: str = "lsq", bits: int | None = None, levels: int | None = None
+) -> Checkpoint:
+    """Replace the ReLUs of a float network by fresh quantisers (`bits` of lsq, `levels` of qcfs) and keep every weight.
+
+    Raises: DynamicConfidenceError when the network is quantised already.
+    """
+    has = activation_of(checkpoint)
+    if has["activation"] != "relu":
+        described = ", ".join(f"{key} {value}" for key, value in has.items())
+        raise DynamicConfidenceError(
+            f"the network is quantised already ({described}), expected one trained with `dc-train --activation relu` "
+            "or imported as such. Fine-tune it as it is."
+        )
+    kept = {key: value for key, value in checkpoint.arguments.items() if key not in ("activation", "bits", "levels")}
+    arguments = {**kept, **activation_arguments(activation, bits, levels)}
+    with torch.random.fork_rng(devices=[]):
+        fresh = build(checkpoint.architecture, **arguments).state_dict()
+    return replace(checkpoint, arguments=arguments, state_dict={**fresh, **checkpoint.state_dict})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -16,15 +15,14 @@ from torch import Tensor
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.images import ARRAY_SUFFIXES, image_files, labelled_arrays, pixels_from_array, read_array
 from ..runtime.manifest import Preprocessing
+from .native_preprocessing import Color, first_image, native_preprocessing, shape_of
 from .pixel_files import PixelFiles
-from .torchvision_sets import read_set, set_in
+from .torchvision_sets import Arrays, read_set, set_in
 
-Color = Literal["RGB", "L"]
 LARGEST_IN_MEMORY = 4 * 2**30
 """Bytes of pixels; image files that have more are read batch by batch."""
 STATISTICS_FROM = 5_000
 """Images that mean and standard deviation are taken from where they are read batch by batch."""
-_GREY_MODES = frozenset({"1", "L", "LA"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,23 +64,51 @@ def load_image_set(
     with Console(stderr=True).status(f"reading {path.name} …"):
         name = set_in(path)
         if name:
-            part = read_set(name, path, train=True)
-            names = part.class_names if class_names is None else tuple(class_names)
-            wanted = preprocessing or _native(_shape_of(part.pixels, path), size, color, resize)
-            pixels, labels = pixels_from_array(part.pixels, wanted, str(path)), part.labels
-        else:
-            names = _class_names(path) if class_names is None else tuple(class_names)
-            wanted = preprocessing or _native(_first(path), size, color, resize)
-            pixels, labels = _labelled(path, wanted, names)
+            arrays = read_set(name, path, train=True)
+            if size is not None or resize is not None or color is not None:
+                raise DynamicConfidenceError(
+                    f"{path}: the images of {name} are not resized: leave --size and --resize out."
+                )
+            if class_names is not None and tuple(class_names) != arrays.class_names:
+                raise DynamicConfidenceError(
+                    f"{path}: the classes of {name} ({', '.join(arrays.class_names[:3])}, …) are not the network's "
+                    f"({', '.join(class_names[:3])}, …)."
+                )
+            return image_set_from_arrays(arrays, path, preprocessing)
+        names = _class_names(path) if class_names is None else tuple(class_names)
+        wanted = preprocessing or native_preprocessing(first_image(path), size, color, resize)
+        pixels, labels = _labelled(path, wanted, names)
+        return _image_set(path, pixels, labels, names, wanted, measure=preprocessing is None)
+
+
+def image_set_from_arrays(arrays: Arrays, source: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
+    """Return arrays in memory as an image set; `preprocessing` None: its own colour, size and statistics.
+
+    Raises: DynamicConfidenceError for arrays that are no images, or do not fit the preprocessing.
+    """
+    wanted = preprocessing or native_preprocessing(shape_of(arrays.pixels, source))
+    pixels = pixels_from_array(arrays.pixels, wanted, str(source))
+    return _image_set(source, pixels, arrays.labels, arrays.class_names, wanted, measure=preprocessing is None)
+
+
+def _image_set(
+    path: Path,
+    pixels: np.ndarray | PixelFiles,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    measure: bool,
+) -> ImageSet:
+    """Check the labels; `measure` mean and standard deviation where the preprocessing does not have them yet."""
     odd = labels[(labels < 0) | (labels >= len(names))]
     if len(odd):
         raise DynamicConfidenceError(f"{path}: label {odd[0]} is outside the {len(names)} classes 0..{len(names) - 1}.")
     read = pixels if isinstance(pixels, PixelFiles) else torch.from_numpy(pixels)
-    if preprocessing is None:
+    if measure:
         mean, std = pixel_statistics(_some(read).numpy())
-        wanted = msgspec.structs.replace(wanted, mean=mean, std=std)
-        read = PixelFiles(read.files, wanted) if isinstance(read, PixelFiles) else read
-    return ImageSet(read, torch.from_numpy(labels), names, wanted)
+        preprocessing = msgspec.structs.replace(preprocessing, mean=mean, std=std)
+        read = PixelFiles(read.files, preprocessing) if isinstance(read, PixelFiles) else read
+    return ImageSet(read, torch.from_numpy(labels), names, preprocessing)
 
 
 def pixel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -184,47 +210,3 @@ def _class_names(path: Path) -> tuple[str, ...]:
     for folder in folders:
         image_files(folder)  # a class without an image would be a class that is never learned
     return tuple(folder.name for folder in folders)
-
-
-def _native(first: tuple[Color, int, int], size: int | None, color: Color | None, resize: int | None) -> Preprocessing:
-    """Return the preprocessing of a set whose first image has this colour, height and width; options override it."""
-    native, height, width = first
-    channels = 3 if (color or native) == "RGB" else 1
-    return Preprocessing(
-        color=color or native,
-        height=size or height,
-        width=size or width,
-        mean=(0.0,) * channels,  # until the pixels are read
-        std=(1.0,) * channels,
-        resize_shorter_side=resize,
-    )
-
-
-def _first(path: Path) -> tuple[Color, int, int]:
-    return _shape_of(read_array(path)[0], path) if path.suffix.lower() in ARRAY_SUFFIXES else _first_file(path)
-
-
-def _shape_of(pixels: np.ndarray, source: Path) -> tuple[Color, int, int]:
-    shape = pixels.shape
-    if len(shape) == 3:
-        return "L", shape[1], shape[2]
-    if len(shape) == 4 and shape[1] in (1, 3):
-        return "RGB" if shape[1] == 3 else "L", shape[2], shape[3]
-    if len(shape) == 4 and shape[3] in (1, 3):
-        return "RGB" if shape[3] == 3 else "L", shape[1], shape[2]
-    raise DynamicConfidenceError(
-        f"{source}: got images of shape {list(shape)}, expected [N, y, x], [N, channel, y, x] or [N, y, x, channel] "
-        "with 1 or 3 channels."
-    )
-
-
-def _first_file(path: Path) -> tuple[Color, int, int]:
-    from PIL import Image, ImageOps
-
-    first = image_files(path)[0]
-    try:
-        with Image.open(first) as opened:
-            image = ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DynamicConfidenceError(f"{first}: not a readable image ({error}).") from error
-    return "L" if image.mode in _GREY_MODES else "RGB", image.height, image.width

@@ -75,7 +75,7 @@ def workers(device: torch.device) -> Iterator[Workers]:
         yield one
         one.wait()
     finally:
-        # DistributedDataParallel lies in reference cycles and holds the process group: what is left of it when Python ends
-        # would abort the process.
+        # DistributedDataParallel lies in reference cycles and holds the process group; what is left of it when Python
+        # ends would abort the process.
         gc.collect()
         torch.distributed.destroy_process_group()

@@ -37,8 +37,16 @@ SETS = {
 
 
 def set_in(root: Path) -> str | None:
-    """Return the name of the set whose files lie in this folder as torchvision writes them, or None."""
-    return next((name for name, source in SETS.items() if (root / source.marker).is_dir()), None)
+    """Return the name of the set whose files lie in this folder as torchvision writes them, or None.
+
+    Raises: DynamicConfidenceError for several of them.
+    """
+    found = [name for name, source in SETS.items() if (root / source.marker).is_dir()]
+    if len(found) > 1:
+        raise DynamicConfidenceError(
+            f"{root}: holds {' and '.join(found)}. Say which: `dc-data {found[0]} --root {root} -o {found[0]}`."
+        )
+    return found[0] if found else None
 
 
 def read_set(name: str, root: Path, *, train: bool, download: bool = False) -> Arrays:

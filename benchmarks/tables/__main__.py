@@ -1,0 +1,75 @@
+"""`python -m dynamic_confidence.benchmarks.tables`: all tables and figures of the paper for trained networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ...runtime.cli import command_errors
+from ...runtime.errors import DynamicConfidenceError
+
+PARTS = ("validation", "test")
+
+
+@click.command()
+@click.argument("networks", nargs=-1, required=True, metavar="MODEL=DATA…")
+@click.option("-T", "--steps", type=int, default=32, show_default=True, help="Time steps to trace QCFS networks for.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("tables"), show_default=True, help="Folder."
+)
+@command_errors
+def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
+    """Make Tables 1, 3 and S1 and Figures 1 to 4 for every MODEL (model.pt), by both methods.
+
+    DATA is a folder with the parts `validation` and `test`, each one folder per class or an .npz, as `dc-data` writes
+    them: on the first everything is chosen, on the second it is reported. OUTPUT gets tables.md, the figures,
+    record.json, and the networks and traces: run again after it was stopped, it goes on where it was.
+
+    \b
+    Example:
+      python -m dynamic_confidence.benchmarks.tables models/pretrained/resnet20_cifar10.pt=cifar10 \\
+          models/pretrained/resnet8_mnist.pt=mnist -o tables
+    """
+    from ...runtime.cli import progress
+    from ...runtime.files import write_atomically
+    from ..record import write_record
+    from .markdown import page
+    from .pictures import draw
+    from .setting import METHODS, measured, prepared
+
+    wanted = [_network(text) for text in networks]
+    settings = []
+    for model, (validation, test) in wanted:
+        for method in METHODS:
+            click.echo(f"{model.stem}, {method}: exporting, tracing", err=True)
+            length = steps if method == "qcfs" else None
+            files = prepared(model, method, length, validation, test, output / "traces", progress)
+            settings.append(measured(files))
+    output.mkdir(parents=True, exist_ok=True)
+    write_record(output / "record.json", "tables", {"settings": settings})
+    write_atomically(output / "tables.md", (page(settings) + "\n").encode())
+    figures = draw(settings, output)
+    click.echo(page(settings))
+    click.echo(f"{output}: tables.md, record.json, {', '.join(path.name for path in figures)}", err=True)
+
+
+def _network(text: str) -> tuple[Path, list[Path]]:
+    model, equals, data = text.partition("=")
+    if not equals:
+        raise DynamicConfidenceError(f"{text}: expected MODEL=DATA, for example model.pt=cifar10.")
+    return Path(model), [_part(Path(data), part) for part in PARTS]
+
+
+def _part(folder: Path, part: str) -> Path:
+    found = next((path for path in (folder / part, folder / f"{part}.npz") if path.exists()), None)
+    if found is None:
+        raise DynamicConfidenceError(
+            f"{folder}: has no part '{part}' (a folder, or {part}.npz). `dc-data` makes such parts: "
+            f"dc-data cifar10 --root DOWNLOADED -o {folder}."
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..models.checkpoint import Checkpoint
-from ..models.lsq import initialise_scales
+from ..models.quantiser import initialise_scales
 from ..models.registry import build
 from ..runtime.manifest import Preprocessing
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
+from click.core import ParameterSource
 
 from ..runtime.cli import command_errors, engine_options
+
+if TYPE_CHECKING:
+    from ..runtime.manifest import Manifest
+    from .trace import Trace
 
 METRICS = ("max-softmax", "softmax-margin", "logit-margin", "entropy", "patience")
 """As in `runtime.manifest.Metric`, which --help must not import."""
@@ -16,8 +23,9 @@ DELTA = 0.1
 
 @click.command()
 @click.argument("network", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled images: one folder per class, or .npz.")
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Labelled images: one folder per class, or .npz."
+    "--trace", type=click.Path(path_type=Path), help="In place of --data: the folder of a trace, from dc-eval."
 )
 @click.option(
     "--rule",
@@ -47,7 +55,8 @@ DELTA = 0.1
 @command_errors
 def main(
     network: Path,
-    data: Path,
+    data: Path | None,
+    trace: Path | None,
     rule: str,
     no_loss: bool,
     max_drop: float | None,
@@ -62,7 +71,8 @@ def main(
 ) -> None:
     """Calibrate NETWORK (.onnx or .plan): run it on labelled images and choose when to stop.
 
-    Run it on what will run it later: with a .plan, on the device it was built for.
+    Run it on what will run it later: with a .plan, on the device it was built for. What dc-eval traced need not be run
+    again: --trace gives the calibration that --data with the same images gives.
 
     The threshold taken is the one with the fewest mean time steps that loses no accuracy against running all of them,
     or the one of another target. It is fitted to DATA: report accuracies on other images only, never on these.
@@ -76,16 +86,16 @@ def main(
       dc-calibrate net.onnx --data data/validation --temperature fit
       dc-calibrate net.onnx --data data/validation --alpha sweep --json
       dc-calibrate net.onnx --data data/validation --metric entropy --min-step 3
+      dc-calibrate net.onnx --trace traces/validation
       dc-calibrate net.plan --data data/validation.npz
     """
-    from ..runtime.cli import progress
-    from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
     from .alpha import alphas_from_text
-    from .calibrate import Settings, calibrate_network, trace_from_file
+    from .calibrate import Settings, calibrate_network
     from .calibration_report import json_from_report, print_report
     from .policy import Goal, Rule
 
+    source = _one_source(data, trace, engine_kind)
     _one_target(rule, no_loss, max_drop, max_steps)
     if delta is not None and rule != "certified":
         raise _bad(f"--delta {delta:g} is for --rule certified. Leave it out.")
@@ -94,15 +104,45 @@ def main(
     alphas = alphas_from_text(alpha, manifest)
     settings = Settings(goal, alphas, _temperature(temperature), cast(Any, metric), min_step)
     settings.current(manifest)  # what does not fit is said before the long work
-    pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
-    trace = trace_from_file(
-        network, pixels, label, data.name, lambda starts: progress(starts, "tracing"), **engine_kind
-    )
-    report = calibrate_network(network, trace, settings, data.name)
+    answers, title = _traced(network, source, manifest, **engine_kind) if data else _kept(source, manifest)
+    report = calibrate_network(network, answers, settings, title)
     if as_json:
         click.echo(json_from_report(report))
     else:
-        print_report(report, goal, network, data)
+        print_report(report, goal, network, source)
+
+
+def _traced(network: Path, data: Path, manifest: Manifest, **engine_kind: Any) -> tuple[Trace, str]:
+    """Run the network on images; return its answers and the images' name."""
+    from ..runtime.cli import progress
+    from ..runtime.images import labelled_arrays
+    from .calibrate import trace_from_file
+
+    pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
+    title, track = data.resolve().name, functools.partial(progress, what="tracing")
+    return trace_from_file(network, pixels, label, title, track, **engine_kind), title
+
+
+def _kept(folder: Path, manifest: Manifest) -> tuple[Trace, str]:
+    """Read the answers that dc-eval kept, and the name of the images."""
+    from .trace_folder import load_trace
+    from .trace_header import read_header
+
+    return load_trace(folder, manifest), read_header(folder).data
+
+
+def _one_source(data: Path | None, trace: Path | None, engine_kind: Iterable[str]) -> Path:
+    """Return where the answers come from. Raises: DynamicConfidenceError unless it is exactly one of the two."""
+    if (data is None) == (trace is None):
+        raise _bad(
+            "give --data (labelled images to run) or --trace (a folder that dc-eval wrote), "
+            + ("not both." if data else "for example --data data/validation.")
+        )
+    context = click.get_current_context()
+    asked = [name for name in engine_kind if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if trace is not None and asked:
+        raise _bad(f"--trace runs nothing: leave the options of the engine out ({', '.join(asked)}).")
+    return cast(Path, data or trace)
 
 
 def _one_target(rule: str, no_loss: bool, max_drop: float | None, max_steps: float | None) -> None:

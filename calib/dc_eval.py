@@ -27,7 +27,7 @@ NOT_COUNTED = "not counted (export with --count-spikes)"
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the trace; made if need be."
 )
 @click.option("--batch", type=click.IntRange(1), help="Inputs that run together. [default: 64, or what a plan takes]")
-@click.option("--shard-size", type=int, help="Samples per shard. [default: 1024, or 64 MiB of logits]")
+@click.option("--shard-size", type=int, help="Samples per shard. [default: 1024, fewer where these exceed 64 MiB]")
 @click.option(
     "--rank",
     type=int,
@@ -134,7 +134,7 @@ def _show(evaluation: Evaluation, rows: int) -> None:
     from rich.table import Table
 
     table = Table("step", title="When every input is stopped at this step at the latest")
-    for column in ("accuracy %", "exits %", "early exit %", "mean steps", "bound %", "mean steps"):
+    for column in ("accuracy %", "exits %", "early exit %", "mean steps", "bound %", "bound steps"):
         table.add_column(column, justify="right")
     capped, bound = evaluation.capped, evaluation.upper_bound
     for step in _some(evaluation.steps, rows):

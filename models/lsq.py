@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import DynamicConfidenceError
-from .quantiser import FRESH, Quantiser, initialise_scales, positive_scales, scales_are_fresh
-
-__all__ = ["LSQ", "initialise_scales", "positive_scales", "scales_are_fresh"]
+from .quantiser import FRESH, Quantiser, dot
 
 
 class _Quantise(torch.autograd.Function):
@@ -31,15 +29,11 @@ class _Quantise(torch.autograd.Function):
         ratio, quantised, scale = ctx.saved_tensors
         passed = torch.ops.aten.hardtanh_backward(grad, ratio, 0, ctx.levels)
         # round(r) - r inside and Qp above, summed as clip(round(r)) everywhere less r inside: two dot products.
-        scale_grad = _dot(grad, quantised) / scale - _dot(passed, ratio)
+        scale_grad = dot(grad, quantised) / scale - dot(passed, ratio)
         # g keeps the scale's updates in proportion to the weights'. The LSQ paper counts features; the demo counts the
         # batch, which makes the step depend on the batch size. Features per sample it is.
         g = 1.0 / math.sqrt(ratio[0].numel() * ctx.levels)
         return passed, g * scale_grad, None
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.flatten(), b.flatten())
 
 
 class LSQ(Quantiser):

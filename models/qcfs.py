@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import DynamicConfidenceError
-from .quantiser import FRESH, Quantiser
+from .quantiser import FRESH, Quantiser, dot
 
 
 class _ClipFloorShift(torch.autograd.Function):
@@ -27,12 +27,8 @@ class _ClipFloorShift(torch.autograd.Function):
         ratio, quantised, threshold = ctx.saved_tensors
         passed = torch.ops.aten.hardtanh_backward(grad, ratio, 0, 1)
         # y / λ - r inside, 1 above, 0 below: y / λ everywhere less r inside, as two dot products.
-        threshold_grad = _dot(grad, quantised) / threshold - _dot(passed, ratio)
+        threshold_grad = dot(grad, quantised) / threshold - dot(passed, ratio)
         return passed, threshold_grad, None
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.flatten(), b.flatten())
 
 
 class QCFS(Quantiser):

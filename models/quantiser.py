@@ -101,6 +101,11 @@ def _initialise_on_input(name: str, quantiser: Quantiser) -> RemovableHandle:
     return quantiser.register_forward_pre_hook(set_learned)
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum the products of two tensors of one shape: what both learned numbers' gradients are made of."""
+    return torch.dot(a.flatten(), b.flatten())
+
+
 def _is_positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
 

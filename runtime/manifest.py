@@ -113,7 +113,7 @@ class Method(_Record, frozen=True):
 
     name: Literal["qcfs", "qffs"]
     levels: int
-    """Largest level of the activation quantiser: 2^bits - 1."""
+    """Largest level of the activation quantiser: 2^bits - 1 with LSQ, any L with QCFS."""
     injection_steps: int | None
     """QFFS: image and biases enter in steps 1..injection_steps only; null: in every step."""
 

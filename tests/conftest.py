@@ -1,4 +1,4 @@
-"""What the tests share: a small random network, exported once per form, and the data beside the clone."""
+"""What the tests share: a small random network, exported once per form, digits, and the data beside the clone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from support import SHARED, random_checkpoint
 from dynamic_confidence.models.checkpoint import Checkpoint, save_checkpoint, sha256_of
 from dynamic_confidence.runtime.gpu import device_target
 from dynamic_confidence.runtime.manifest import Preprocessing
+from dynamic_confidence.toolchain.digits import write_digits
 from dynamic_confidence.toolchain.export import ExportOptions, export
 
 # Small networks: two threads wait for each other longer than they compute, above all when tests share the cores.
@@ -55,6 +56,14 @@ def pixels() -> np.ndarray:
     coarse = generator.uniform(0, 255, (64, 1, 4, 4))
     noise = generator.normal(0, 15, (64, 1, 12, 12))
     return np.clip(np.kron(coarse, np.ones((1, 1, 3, 3))) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scikit-learn's digits: `train`, `calibration`, `test`. Read them, never write to them."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
-"""What tests import by name: a small random network, and where the development data lies."""
+"""What tests import by name: a small random network, equal weights, MNIST's files, where development data lies."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from dynamic_confidence.benchmarks import networks
 from dynamic_confidence.models.checkpoint import Checkpoint
@@ -22,3 +25,17 @@ def random_checkpoint(
     """`networks.random_checkpoint`, small and with names for its classes."""
     checkpoint = networks.random_checkpoint(architecture, preprocessing, width=width, classes=len(CLASSES), **arguments)
     return replace(checkpoint, class_names=CLASSES)
+
+
+def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """The files of MNIST: big-endian magic number, sizes, bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+        header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
+        (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def assert_same_weights(one: Checkpoint, other: Checkpoint) -> None:
+    assert one.state_dict.keys() == other.state_dict.keys()
+    for name, tensor in one.state_dict.items():
+        assert torch.equal(tensor, other.state_dict[name]), name

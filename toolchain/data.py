@@ -205,6 +205,12 @@ def _class_names(path: Path) -> tuple[str, ...]:
             f"{path}: no such data set. Expected one folder per class in a folder, or an .npz with 'image' and 'label'."
         )
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    parts = [name for name in ("train.npz", "validation.npz") if (path / name).is_file()]
+    if len(parts) == 2:
+        raise DynamicConfidenceError(
+            f"{path}: holds the parts that `dc-data` wrote. Name them: --data {path / parts[0]} --validation "
+            f"{path / parts[1]}."
+        )
     if not folders:
         raise DynamicConfidenceError(f"{path}: expected one folder of images per class, got no folder in it.")
     for folder in folders:

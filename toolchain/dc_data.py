@@ -16,7 +16,7 @@ DEFAULT_ROOT = Path("data")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
-    help=f"Folder of torchvision's files of a set named by SOURCE. [default: {DEFAULT_ROOT}]",
+    help=f"Folder that holds torchvision's files of SOURCE. [default: {DEFAULT_ROOT}]",
 )
 @click.option("--download", is_flag=True, help="Fetch that set into --root where it is missing.")
 @click.option("--test", type=click.Path(path_type=Path), help="Test images of your own, in SOURCE's layout.")

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--method", type=click.Choice(["qcfs", "qffs"]), default="qcfs", show_default=True, help="Conversion.")
+@click.option(
+    "--method",
+    type=click.Choice(["qcfs", "qffs"]),
+    default="qcfs",
+    show_default=True,
+    help="qcfs: integrate-and-fire; qffs: negative spikes too, settles exactly. Either takes lsq and qcfs activations.",
+)
 @click.option(
     "-T", "--steps", type=int, help="Largest number of time steps. [default: 16 (qcfs), enough to settle (qffs)]"
 )

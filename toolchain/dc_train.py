@@ -32,7 +32,13 @@ _RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "augment", "seed
     help="Training set: one folder per class, .npz (image, label), or torchvision's folder of CIFAR or MNIST.",
 )
 @click.option("--validation", type=_PATH, help="Validation set. [default: a part of --data]")
-@click.option("--validation-fraction", type=float, default=0.1, show_default=True, help="That part, of every class.")
+@click.option(
+    "--validation-fraction",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Share of --data held back without --validation.",
+)
 @click.option("--from", "start", type=_PATH, help="Start from this model.pt; a ReLU network is quantised.")
 @click.option(
     "--architecture",
@@ -50,8 +56,8 @@ _RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "augment", "seed
     type=click.Choice(["lsq", "qcfs", "relu"]),
     help="lsq and qcfs are quantised. [default: lsq, or the checkpoint's if that is quantised]",
 )
-@click.option("--bits", type=int, help="Bits of the lsq activations, 1 to 8. [default: 2]")
-@click.option("--levels", type=int, help="Levels L of the qcfs activation, 1 to 255. [default: 4]")
+@click.option("--bits", type=int, help="Bits of lsq activations, 1 to 8. [default: 2]")
+@click.option("--levels", type=int, help="Levels L of qcfs activations, 1 to 255. [default: 4]")
 @click.option("--size", type=int, help="Resize images to SIZE x SIZE pixels. [default: the first image's size]")
 @click.option("--resize", type=int, help="Shorter side before the centre crop to --size. [default: straight to --size]")
 @click.option(
@@ -59,22 +65,26 @@ _RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "augment", "seed
     type=click.Choice(["fast", "paper"]),
     default="fast",
     show_default=True,
-    help="What the options below default to. paper: 60 epochs, batch 32, lr 0.01 with exponential decay, weight decay "
-    "2.5e-5, crop-flip.",
+    help="What the options below default to: few epochs, or those of the paper (section 6.1).",
 )
 @click.option("--epochs", type=int, help="Passes over the training set. [default: 20; paper: 60]")
 @click.option("--batch", type=int, help="Images per update. [default: 16, or 128 from 10000 images on; paper: 32]")
 @click.option(
-    "--lr", type=float, help="Largest learning rate. [default: 0.05, a fifth with --from; 4 times with batches of 128]"
+    "--lr",
+    type=float,
+    help="Largest learning rate. [default: 0.05, with --from 0.01; from 10000 images on 0.2 and 0.05; paper: 0.01]",
 )
-@click.option("--weight-decay", type=float, help="Of all but the quantisers' scales. [default: 5e-4]")
+@click.option("--weight-decay", type=float, help="Of all but the quantisers' scales. [default: 5e-4; paper: 2.5e-5]")
 @click.option(
-    "--schedule", type=click.Choice(["cosine", "exponential"]), help="Decay of the learning rate. [default: cosine]"
+    "--schedule",
+    type=click.Choice(["cosine", "exponential"]),
+    help="Decay of the learning rate. [default: cosine; paper: exponential]",
 )
 @click.option(
     "--augment",
     type=click.Choice(["none", "shift", "crop-flip"]),
-    help="Random changes of the images; crop-flip only where a mirrored image keeps its class. [default: shift]",
+    help="Random changes of the images; crop-flip only where a mirrored image keeps its class. [default: shift; "
+    "paper: crop-flip]",
 )
 @click.option(
     "--seed",
@@ -86,7 +96,7 @@ _RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "augment", "seed
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where to run."
 )
-@click.option("--amp", is_flag=True, help="Mixed precision: convolutions in bfloat16, about twice as fast.")
+@click.option("--amp", is_flag=True, help="Mixed precision: convolutions in bfloat16.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks]")
 @click.option("--fresh", is_flag=True, help="Begin anew even where a resume file exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
@@ -108,8 +118,8 @@ def main(**given: Any) -> None:
       dc-train --data demo/digits/train --architecture resnet8 --width 8 --epochs 15 -o demo/model.pt
       dc-train --data train/ --validation val/ --architecture resnet18 --augment crop-flip --epochs 100 -o model.pt
     The paper's way, a float network first and then its recipe:
-      dc-train --data cifar10/ --architecture resnet18 --activation relu --augment crop-flip --epochs 100 -o float.pt
-      dc-train --data cifar10/ --from float.pt --bits 2 --recipe paper -o quantised.pt
+      dc-train --data train/ --architecture resnet18 --activation relu --augment crop-flip --epochs 100 -o float.pt
+      dc-train --data train/ --from float.pt --bits 2 --recipe paper -o quantised.pt
     """
     output: Path = given["output"]
     _check_writable(output)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..calib.alpha import default_alpha
 from ..calib.temperature import fit_temperature
 from ..models.checkpoint import Checkpoint
 from ..runtime.errors import DynamicConfidenceError
@@ -33,7 +34,7 @@ from .onnx_from_snn import SCALE_INPUT, onnx_from_snn
 from .rounding_check import rounding_check
 from .self_check import CheckReport, self_check, synthetic_pixels
 from .snap import snap
-from .snn import INPUT, Snn, default_alpha, default_steps
+from .snn import INPUT, Snn, default_steps
 from .snn_from_ann import snn_from_ann
 
 CHECK_BUDGET = 1.5e10

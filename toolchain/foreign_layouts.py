@@ -89,6 +89,6 @@ LAYOUTS = (
         mark=r"^linear\.",
         rename=((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")),
     ),
-    _qcfs("QCFS, old", "up", "relu"),  # github.com/putshua/SNN_conversion_QCFS; also SRP's and COS's networks
-    _qcfs("QCFS, new", "thresh", "act"),  # github.com/putshua/ANN_SNN_QCFS
+    _qcfs("old QCFS", "up", "relu"),  # github.com/putshua/SNN_conversion_QCFS; also SRP's and COS's networks
+    _qcfs("new QCFS", "thresh", "act"),  # github.com/putshua/ANN_SNN_QCFS
 )

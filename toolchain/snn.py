@@ -95,11 +95,6 @@ def out_size(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
-def default_alpha(method: Method, steps: int) -> float:
-    """QFFS: the quantiser's levels, so the settled confidence is the quantised network's; QCFS: T (paper, 5.2)."""
-    return float(method.levels if method.name == "qffs" else steps)
-
-
 def default_steps(method: str, levels: int, layers: int) -> int:
     """Time steps to allow: 16 for QCFS; for QFFS more than any measured network needs to settle (4 + layers / 3)."""
     return 16 if method == "qcfs" else levels + 3 + -(-layers // 3)

@@ -31,6 +31,7 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
       python -m dynamic_confidence.benchmarks.tables models/pretrained/resnet20_cifar10.pt=cifar10 \\
           models/pretrained/resnet8_mnist.pt=mnist -o tables
     """
+    from ...models.checkpoint import load_checkpoint
     from ...runtime.cli import progress
     from ...runtime.files import write_atomically
     from ..record import write_record
@@ -39,6 +40,9 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
     from .setting import METHODS, measured, prepared
 
     wanted = [_network(text) for text in networks]
+    _check_names([model for model, _ in wanted])
+    for model, _ in wanted:
+        load_checkpoint(model)  # what cannot be read is said before the long work
     settings = []
     for model, (validation, test) in wanted:
         for method in METHODS:
@@ -48,9 +52,10 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
             settings.append(measured(files))
     output.mkdir(parents=True, exist_ok=True)
     write_record(output / "record.json", "tables", {"settings": settings})
-    write_atomically(output / "tables.md", (page(settings) + "\n").encode())
+    text = page(settings)
+    write_atomically(output / "tables.md", f"{text}\n".encode())
     figures = draw(settings, output)
-    click.echo(page(settings))
+    click.echo(text)
     click.echo(f"{output}: tables.md, record.json, {', '.join(path.name for path in figures)}", err=True)
 
 
@@ -59,6 +64,14 @@ def _network(text: str) -> tuple[Path, list[Path]]:
     if not equals:
         raise DynamicConfidenceError(f"{text}: expected MODEL=DATA, for example model.pt=cifar10.")
     return Path(model), [_part(Path(data), part) for part in PARTS]
+
+
+def _check_names(models: list[Path]) -> None:
+    """Raise DynamicConfidenceError where two networks' files in the output would have one name."""
+    names = [model.stem for model in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DynamicConfidenceError(f"two networks are named {twice}: rename one of the files, or run it apart.")
 
 
 def _part(folder: Path, part: str) -> Path:

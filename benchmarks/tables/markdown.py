@@ -8,8 +8,6 @@ from typing import Any
 from .pictures import MAIN_RULE
 from .published import CIFAR_SAVING, S1, SETTINGS, Published, counterpart
 
-_BESIDE = "paper: ResNet-18, CIFAR-10"
-
 
 def page(settings: list[dict[str, Any]]) -> str:
     """All tables with what they mean; the published numbers stand in columns and rows of their own."""
@@ -17,8 +15,9 @@ def page(settings: list[dict[str, Any]]) -> str:
         (
             "# Tables 1, 3 and S1",
             "Accuracies in %, measured on test images that nothing was chosen on. T, temperature and thresholds were "
-            "chosen on the calibration images. Columns marked *paper* are published figures of ResNet-18 on CIFAR-10, "
-            "another network on other images: compare what is saved, not the accuracies. “–”: not known to us.",
+            "chosen on the calibration images. Columns named *paper* are published figures of ResNet-18 on CIFAR-10, "
+            "another network on other images: compare what is saved, not the accuracies. “–”: not known to us, or that "
+            "no step reaches the accuracy asked for.",
             "## Table 1: accuracy and time steps\n\n"
             "T is the first step that comes within 0.1 points of the best accuracy on the calibration images.",
             _accuracy_table(settings, "table_1", SETTINGS),
@@ -39,7 +38,9 @@ def page(settings: list[dict[str, Any]]) -> str:
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     names = list(header)
-    lines = [names, ["---"] * len(names), *(list(row) for row in rows)]
+    lines = [names, ["---"] * len(names), *map(list, rows)]
+    if any(len(cells) != len(names) for cells in lines):
+        raise ValueError(f"rows of {sorted({len(cells) for cells in lines})} cells under {len(names)} headings")
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -48,28 +49,16 @@ def _accuracy_table(settings: list[dict[str, Any]], which: str, published: tuple
     rows = []
     for setting in settings:
         row, paper = setting[which], counterpart(setting["method"], published)
-        beside = _number(paper.steps, 0), _number(paper.mean_steps), _number(paper.saving, 1)
-        if row is None:
-            rows.append(
-                (setting["network"], setting["method"], _percent(setting["ann_accuracy"]), *["not reached"] * 5)
-            )
-            rows[-1] = (*rows[-1], *beside)
-            continue
-        found = row["rules"][MAIN_RULE]["evaluation"]
-        rows.append(
-            (
-                setting["network"],
-                setting["method"],
-                _percent(setting["ann_accuracy"]),
-                str(row["steps"]),
-                _percent(found["accuracy_at_step"][-1]),
-                _percent(found["accuracy"]),
-                f"{found['mean_steps']:.2f}",
-                f"{100 * found['saved']:.1f} %",
-                *beside,
-            )
-        )
-    return _table((*header, f"{_BESIDE}: T", "steps", "saved %"), rows)
+        ours = _ours(row) if row else ("–",) * 5
+        beside = _number(paper.steps, 0), _number(paper.mean_steps), _saved(paper.saving)
+        rows.append((setting["network"], setting["method"], _percent(setting["ann_accuracy"]), *ours, *beside))
+    return _table((*header, "paper: T", "paper: steps", "paper: saved"), rows)
+
+
+def _ours(row: dict[str, Any]) -> tuple[str, ...]:
+    found = row["rules"][MAIN_RULE]["evaluation"]
+    accuracies = _percent(found["accuracy_at_step"][-1]), _percent(found["accuracy"])
+    return str(row["steps"]), *accuracies, _number(found["mean_steps"]), _saved(100 * found["saved"])
 
 
 def _verdicts(settings: list[dict[str, Any]]) -> str:
@@ -99,15 +88,15 @@ def _spike_table(settings: list[dict[str, Any]]) -> str:
                 setting["network"],
                 setting["method"],
                 f"{sum(found['neurons']):,}",
-                f"{net['at_step'][-1]:.3f}",
-                f"{net['at_exit']:.3f}",
-                f"{100 * (1 - net['at_exit'] / net['at_step'][-1]):.1f} %",
-                f"{gross['at_step'][-1]:.3f}",
+                _number(net["at_step"][-1], 3),
+                _number(net["at_exit"], 3),
+                _saved(100 * (1 - net["at_exit"] / net["at_step"][-1])),
+                _number(gross["at_step"][-1], 3),
                 _number(paper.spikes),
                 _number(paper.exit_spikes),
             )
         )
-    return _table((*header, f"{_BESIDE}: at T", "with early exit"), rows)
+    return _table((*header, "paper: at T", "paper: with early exit"), rows)
 
 
 def _rule_table(settings: list[dict[str, Any]]) -> str:
@@ -122,16 +111,17 @@ def _rule_table(settings: list[dict[str, Any]]) -> str:
                     f"{evaluation['calibration']['threshold']:.3f}",
                     f"{evaluation['mean_steps']:.2f} of {evaluation['steps']}",
                     _percent(evaluation["accuracy"]),
-                    f"{-100 * found['drop']:+.2f} ± {100 * found['drop_95']:.2f}",
+                    f"{0.0 - 100 * found['drop']:+.2f} ± {100 * found['drop_95']:.2f}",
                 )
             )
     return _table(("network", "rule", "th_c", "steps", "accuracy", "against T, points"), rows)
 
 
 def _published_table() -> str:
-    header = ("data", "network", "method", "ANN", "T", "accuracy", "early exit", "steps", "saved %", "spikes", "note")
+    header = ("table", "data", "network", "method", "ANN", "T", "accuracy", "early exit", "steps", "saved")
     rows = [
         (
+            table,
             row.data,
             row.network,
             row.method,
@@ -140,13 +130,15 @@ def _published_table() -> str:
             _number(row.accuracy),
             _number(row.exit_accuracy),
             _number(row.mean_steps),
-            _number(row.saving, 1),
+            _saved(row.saving),
             _number(row.spikes),
+            _number(row.exit_spikes),
             row.note,
         )
-        for row in SETTINGS
+        for table, published in (("1, 3", SETTINGS), ("S1", S1))
+        for row in published
     ]
-    return _table(header, rows)
+    return _table((*header, "spikes", "with early exit", "note"), rows)
 
 
 def _percent(fraction: float) -> str:
@@ -155,3 +147,7 @@ def _percent(fraction: float) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _saved(percent: float | None) -> str:
+    return "–" if percent is None else f"{percent:.1f} %"

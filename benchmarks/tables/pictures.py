@@ -68,6 +68,7 @@ def _figure_2(axis: Any, setting: dict[str, Any]) -> None:
     for when, style, label in (("before", ":", "confidence, α = 1"), ("after", "-", "confidence, scaled by α")):
         axis.plot(steps, _percent(confidence[when][: len(steps)]), style, color=EXITS, label=label)
     axis.set(xlabel="time step", ylabel="%")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="lower right", fontsize=8)
 
 
@@ -95,6 +96,7 @@ def _figure_4(axis: Any, setting: dict[str, Any]) -> None:
     axis.plot(steps, np.cumsum(_percent(found["exit_histogram"])), color=ACCURACY, label="have stopped")
     axis.axvline(found["mean_steps"], color=BOUND, linestyle=":", label=f"mean: {found['mean_steps']:.2f}")
     axis.set(xlabel="time step", ylabel="test inputs, %")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="center right", fontsize=8)
 
 
@@ -106,4 +108,4 @@ def _reliability(axis: Any, setting: dict[str, Any]) -> None:
         label = f"{when} temperature scaling, ECE {100 * found['ece']:.1f} %"
         axis.plot(100 * bins[:, 0], 100 * bins[:, 1], "o-", color=color, markersize=4, label=label)
     axis.set(xlabel="confidence, %", ylabel="right, %")
-    axis.legend(loc="upper left", fontsize=8)
+    axis.legend(loc="lower right", fontsize=8)

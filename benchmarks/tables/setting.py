@@ -51,7 +51,7 @@ class Setting:
 def prepared(
     model: Path, method: str, steps: int | None, calibration: Path, test: Path, folder: Path, track: Track
 ) -> Setting:
-    """Export a model.pt and trace it on both sets; what an earlier call has made whole is not made again.
+    """Export a model.pt and trace it on both sets; shards of the traces that an earlier call made whole are kept.
 
     Raises: DynamicConfidenceError for data or a model that cannot be used.
     """
@@ -90,7 +90,7 @@ def measured(setting: Setting) -> dict[str, Any]:
         "traced_steps": manifest.max_steps,
         "temperature": manifest.calibration.temperature,
         "ann_accuracy": setting.ann_test,
-        "calibration": {"data": setting.calibration.name, "samples": trace.samples},
+        "calibration": {"data": read_header(setting.calibration).data, "samples": trace.samples},
         "test": {"data": header.data, "samples": header.samples},
         "table_1": _row(setting, trace, header, settled),
         "table_s1": _row(setting, trace, header, int(reached[0]) + 1) if len(reached) else None,

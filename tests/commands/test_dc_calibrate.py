@@ -16,6 +16,7 @@ from dynamic_confidence.calib.dc_calibrate import main
 from dynamic_confidence.calib.policy import Goal, calibrate
 from dynamic_confidence.calib.temperature import fit_temperature, negative_log_likelihood
 from dynamic_confidence.calib.thresholds import PAPER_GRID
+from dynamic_confidence.calib.write_trace import write_trace
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import Calibration
@@ -391,3 +392,58 @@ def test_a_trace_made_before_calibrates_the_same(network, pixels, label, data, t
     message = r"val\.npz: a trace of 5 steps and 4 classes, but .* has 12 and 4: it is another network's.*dc-eval"
     with pytest.raises(DynamicConfidenceError, match=message):
         calibrate_network(network, short, Settings(), "val.npz")
+
+
+@pytest.mark.parametrize("options", [(), ("--rule", "exact", "--temperature", "fit"), ("--alpha", "sweep")])
+def test_a_trace_of_dc_eval_calibrates_as_its_images_do(network, data, tmp_path: Path, monkeypatch, options):
+    write_trace(network, data, tmp_path / "trace", shard_size=7)
+    fresh = network.read_bytes()
+    report = run(network, "--data", data, *options, "--json").stdout
+    written = network.read_bytes()
+    assert written != fresh
+    network.write_bytes(fresh)
+    monkeypatch.setattr(module, "open_engine", lambda *_, **__: pytest.fail("the network was run"))
+    result = run(network, "--trace", tmp_path / "trace", *options, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == report
+    assert network.read_bytes() == written
+    assert read_onnx(network)[1].calibration.data == "val.npz"
+    text = "".join(run(network, "--trace", tmp_path / "trace").stdout.split())
+    assert f"from64imagesof{tmp_path}/trace." in text
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_traces_that_cannot_calibrate_change_nothing(network, data, exported, tmp_path: Path):
+    other = exported(method="qffs")
+    write_trace(other, data, tmp_path / "other")
+    write_trace(network, data, tmp_path / "half", shard_size=7)
+    (tmp_path / "half" / "shard-00003.npz").unlink()
+    content = network.read_bytes()
+    for folder, message in (
+        ("other", f"holds a trace of {other.stem} (graph "),
+        ("half", "1 of 10 shards are not there yet (3). Run `dc-eval` again as before"),
+        ("none", "holds no trace (trace.json: No such file or directory). Make one: `dc-eval net.onnx --data DIR -o"),
+    ):
+        result = run(network, "--trace", tmp_path / folder)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert network.read_bytes() == content
+
+
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give --data (labelled images to run) or --trace (a folder that dc-eval wrote), for example --data data/"),
+        (("--data", "x", "--trace", "y"), "give --data (labelled images to run) or --trace (a folder that dc-eval wr"),
+        (
+            ("--trace", "y", "--threads", 1, "--no-cuda-graph"),
+            "--trace runs nothing: leave the options of the engine out (threads, cuda_graphs).",
+        ),
+    ],
+)
+def test_answers_have_one_source(network, options: tuple[object, ...], message: str):
+    result = run(network, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert ("not both." in result.stderr) == ("--data" in options)

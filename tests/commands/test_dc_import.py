@@ -159,7 +159,7 @@ def test_qcfs_networks_need_their_levels(tmp_path: Path):
     assert not output.exists()
     result = run(foreign, "--levels", 8, "-o", output)
     assert result.exit_code == 0, result.output
-    assert "vgg16 (QCFS, new layout), qcfs activations, 3 classes; keys: 99 renamed, 13 folded;" in result.stdout
+    assert "vgg16 (new QCFS layout), qcfs activations, 3 classes; keys: 99 renamed, 13 folded;" in result.stdout
     assert f"the number of time steps either: dc-export {output} -T" in result.stdout
     assert load_checkpoint(output).arguments["levels"] == 8
 

@@ -36,6 +36,7 @@ def test_the_list_is_not_empty():
     assert {
         "dc-build",
         "dc-calibrate",
+        "dc-data",
         "dc-doctor",
         "dc-eval",
         "dc-export",
@@ -43,7 +44,7 @@ def test_the_list_is_not_empty():
         "dc-inspect",
         "dc-run",
         "dc-train",
-    } <= {command.name for command in COMMANDS}
+    } == {command.name for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic_confidence.models.lsq import LSQ, initialise_scales, positive_scales, scales_are_fresh
+from dynamic_confidence.models.lsq import LSQ
+from dynamic_confidence.models.quantiser import initialise_scales, positive_scales, scales_are_fresh
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 
 

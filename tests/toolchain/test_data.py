@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import write_idx
 
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.images import pixels_from_image
@@ -25,13 +26,6 @@ from dynamic_confidence.toolchain.data import (
 from dynamic_confidence.toolchain.digits import write_digits
 from dynamic_confidence.toolchain.pixel_files import PixelFiles
 from dynamic_confidence.toolchain.torchvision_sets import SETS, read_set, set_in
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(folder)
-    return folder
 
 
 def write_tree(folder: Path, count: int = 3, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:
@@ -178,9 +172,7 @@ def test_a_set_too_large_for_the_memory_stays_on_disk(tmp_path: Path, monkeypatc
     assert lazy.pixels.digest() != before
     with pytest.raises(DynamicConfidenceError, match=r"a/0\.png: not a readable image"):
         lazy.pixels[:1]
-    with pytest.raises(
-        DynamicConfidenceError, match=r"b/0\.png: has no label that the network knows"
-    ):
+    with pytest.raises(DynamicConfidenceError, match=r"b/0\.png: has no label that the network knows"):
         load_image_set(tree, whole.preprocessing, ("a", "c"))
 
 
@@ -188,14 +180,6 @@ def test_arrays_may_name_their_classes(tmp_path: Path):
     arrays = {"image": np.zeros((4, 5, 5), np.uint8), "label": np.array([0, 1, 1, 0])}
     np.savez(tmp_path / "set.npz", **arrays, class_names=np.array(["cat", "dog", "none"]))
     assert load_image_set(tmp_path / "set.npz").class_names == ("cat", "dog", "none")
-
-
-def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """The files of MNIST: big-endian magic number, sizes, bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
-        header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
-        (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -245,6 +229,28 @@ def test_unknown_sets_are_named(tmp_path: Path):
     assert set_in(tmp_path) is None
     with pytest.raises(DynamicConfidenceError, match="data set 'svhn' is unknown, known: cifar10, cifar100, mnist"):
         read_set("svhn", tmp_path, train=True)
+
+
+def test_two_sets_in_one_folder_must_be_told_apart(tmp_path: Path):
+    for name in ("mnist", "cifar10"):
+        (tmp_path / SETS[name].marker).mkdir(parents=True)
+    text = rf"holds cifar10 and mnist\. Say which: `dc-data cifar10 --root {tmp_path} -o cifar10`"
+    with pytest.raises(DynamicConfidenceError, match=text):
+        load_image_set(tmp_path)
+
+
+def test_sets_of_torchvision_keep_their_size_and_classes(tmp_path: Path):
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / SETS["mnist"].marker, part, np.zeros((20, 28, 28), np.uint8), np.arange(20) % 10)
+    for option in ("size", "resize", "color"):
+        with pytest.raises(DynamicConfidenceError, match="the images of mnist are not resized: leave --size and --res"):
+            load_image_set(tmp_path, **{option: "L" if option == "color" else 14})
+    known = load_image_set(tmp_path)
+    assert load_image_set(tmp_path, known.preprocessing, known.class_names).class_names == known.class_names
+    with pytest.raises(
+        DynamicConfidenceError, match=r"the classes of mnist \(0 - zero, .*\) are not the network's \(a, b"
+    ):
+        load_image_set(tmp_path, known.preprocessing, tuple("abcdefghij"))
 
 
 def test_a_folder_of_an_unknown_class_is_refused(tmp_path: Path):

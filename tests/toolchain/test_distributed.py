@@ -15,7 +15,6 @@ import torch
 from dynamic_confidence.models.checkpoint import load_checkpoint
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.toolchain.data import load_image_set, split
-from dynamic_confidence.toolchain.digits import write_digits
 from dynamic_confidence.toolchain.distributed import Workers, workers
 from dynamic_confidence.toolchain.recipe import TrainingOptions
 from dynamic_confidence.toolchain.starting_network import untrained
@@ -75,14 +74,13 @@ def test_two_processes_make_the_step_of_one(tmp_path: Path):
         torch.testing.assert_close(torch.tensor(second), torch.tensor(first), rtol=1e-5, atol=1e-6)
 
 
-def test_the_loss_curve_of_two_processes_is_that_of_one(tmp_path: Path):
-    write_digits(tmp_path / "digits")
-    sets = split(load_image_set(tmp_path / "digits" / "test", size=8), 1 / 3, seed=0)
+def test_the_loss_curve_of_two_processes_is_that_of_one(tmp_path: Path, digits: Path):
+    sets = split(load_image_set(digits / "test", size=8), 1 / 3, seed=0)
     options = TrainingOptions(epochs=4, batch=48, lr=0.02)
     start = untrained("resnet8", {"width": 4}, sets[0].preprocessing, sets[0].class_names, seed=0)
     losses: list[float] = []
     alone = train(start, *sets, options, tmp_path / "alone", on_epoch=lambda report: losses.append(report.loss))
-    command = ["--data", tmp_path / "digits" / "test", "--width", 4, "--size", 8, "--validation-fraction", 1 / 3]
+    command = ["--data", digits / "test", "--width", 4, "--size", 8, "--validation-fraction", 1 / 3]
     command += ["--epochs", 4, "--batch", 48, "--lr", 0.02, "--device", "cpu", "--threads", 1]
     output = tmp_path / "model.pt"
     done = launched(2, BIN / "dc-train", *command, "-o", output)
@@ -93,7 +91,7 @@ def test_the_loss_curve_of_two_processes_is_that_of_one(tmp_path: Path):
     assert done.stdout.count("validation accuracy") == 1
     trained = load_checkpoint(output)
     assert trained.notes["recipe"] == alone.notes["recipe"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "alone.best.pt", "digits", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "alone.best.pt", "model.pt"]
 
 
 def test_alone_nothing_is_communicated(monkeypatch: pytest.MonkeyPatch):
@@ -114,9 +112,8 @@ def test_parts_of_a_batch_are_disjoint_and_complete():
     assert [len(part) for part in parts] == [3, 2, 2]
 
 
-def test_a_batch_too_small_for_the_processes(tmp_path: Path):
-    write_digits(tmp_path / "digits")
-    sets = split(load_image_set(tmp_path / "digits" / "test", size=8), 1 / 3, seed=0)
+def test_a_batch_too_small_for_the_processes(tmp_path: Path, digits: Path):
+    sets = split(load_image_set(digits / "test", size=8), 1 / 3, seed=0)
     start = untrained("resnet8", {"width": 4}, sets[0].preprocessing, sets[0].class_names, seed=0)
     text = r"a batch of 4 images for 3 processes: expected at least 2 for each of them \(--batch 6\)"
     with pytest.raises(DynamicConfidenceError, match=text):

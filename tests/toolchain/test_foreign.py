@@ -39,7 +39,7 @@ def assert_same_logits(checkpoint: Checkpoint, theirs: nn.Module, side: int = 32
 
 
 def test_the_tables_are_complete() -> None:
-    assert [layout.name for layout in LAYOUTS] == ["paper's demo", "torchvision", "akamaster", "QCFS, old", "QCFS, new"]
+    assert [layout.name for layout in LAYOUTS] == ["paper's demo", "torchvision", "akamaster", "old QCFS", "new QCFS"]
     assert set(READERS) == set(ARCHITECTURES)
 
 
@@ -56,7 +56,7 @@ def test_qcfs_residual_networks(
     assert len(state) == keys
     assert sum(name.endswith(".thresh" if new else ".up") for name in state) == thresholds
     plan = plan_import(state, "foreign.pth")
-    assert plan.layout == ("QCFS, new" if new else "QCFS, old")
+    assert plan.layout == ("new QCFS" if new else "old QCFS")
     assert plan.counts() == {"renamed": keys - 2, "matched": 2}  # the read-out keeps its name
     checkpoint = imported(state, levels=4)
     assert checkpoint.architecture == architecture
@@ -213,7 +213,7 @@ def bare_vgg(new: bool) -> State:
             "'layer3.6.conv1.weight' is unexpected",
         ),
         (without(ours("resnet20"), "conv1.weight"), "resnet20 in", r"shape \[4\], expected \[16\]"),
-        (bare_vgg(new=True), "vgg16 in the QCFS, new layout", "is missing"),
+        (bare_vgg(new=True), "vgg16 in the new QCFS layout", "is missing"),
         (
             {"linear.weight": torch.zeros(3, 16), "fc.weight": torch.zeros(3, 16), **without(ours(), "fc.weight")},
             "resnet8 in",

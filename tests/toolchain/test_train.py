@@ -1,51 +1,29 @@
-"""Training: it learns, resumes bit-identically, refuses what does not belong, and dc-train says what it does."""
+"""Training: it learns, resumes bit-identically, and refuses what does not belong."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from support import assert_same_weights
 
 from dynamic_confidence.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dynamic_confidence.models.lsq import LSQ
-from dynamic_confidence.models.registry import ARCHITECTURES
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
 from dynamic_confidence.toolchain import train as train_module
 from dynamic_confidence.toolchain.augment import AUGMENTATIONS
 from dynamic_confidence.toolchain.data import ImageSet, load_image_set, split
-from dynamic_confidence.toolchain.dc_train import main
-from dynamic_confidence.toolchain.digits import write_digits
 from dynamic_confidence.toolchain.pixel_files import PixelFiles
-from dynamic_confidence.toolchain.recipe import RECIPES, SCHEDULES, TrainingOptions, learning_rate, recipe
+from dynamic_confidence.toolchain.recipe import TrainingOptions, learning_rate, recipe
 from dynamic_confidence.toolchain.starting_network import quantised_from_float, untrained
 from dynamic_confidence.toolchain.train import accuracy_of, best_path, torch_device, train
 from dynamic_confidence.toolchain.training_state import EpochReport
 
 Sets = tuple[ImageSet, ImageSet]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +34,6 @@ def sets(digits: Path) -> Sets:
 
 def start(sets: Sets, **arguments: Any) -> Checkpoint:
     return untrained("resnet8", {"width": 4, **arguments}, sets[0].preprocessing, sets[0].class_names, seed=0)
-
-
-def assert_same_weights(one: Checkpoint, other: Checkpoint) -> None:
-    assert one.state_dict.keys() == other.state_dict.keys()
-    for name, tensor in one.state_dict.items():
-        assert torch.equal(tensor, other.state_dict[name]), name
 
 
 class Stop(Exception):
@@ -281,116 +253,3 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
     assert torch_device("auto").type == "cpu"
     with pytest.raises(BackendMissing, match=r"torch sees no NVIDIA GPU\. Use `--device cpu`"):
         torch_device("cuda")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments), "--threads", "1", "--device", "cpu"])
-
-
-def tiny(digits: Path, output: Path) -> list[object]:
-    return ["--data", digits / "test", "--width", 4, "--size", 8, "--epochs", 2, "--batch", 64, "-o", output]
-
-
-def test_help_mentions_every_option_and_every_known_name():
-    text = CliRunner().invoke(main, ["--help"]).output
-    assert "Examples:\n    dc-train --data demo/digits/train" in text
-    for parameter in main.params:
-        assert parameter.opts[-1] in text
-    flat = "".join(text.split())
-    assert all(name in flat for name in ARCHITECTURES)
-    for names, option in ((SCHEDULES, "schedule"), (AUGMENTATIONS, "augment"), (RECIPES, "recipe")):
-        assert f"--{option}[{'|'.join(names)}]" in flat
-
-
-def test_the_command_loads_torch_only_when_it_trains():
-    heavy = "{'torch', 'numpy', 'rich'}"
-    code = f"import sys, dynamic_confidence.toolchain.dc_train; sys.exit(bool({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_command_trains_reports_and_removes_the_resume_file(tmp_path: Path, digits: Path):
-    output = tmp_path / "model.pt"
-    result = run(*tiny(digits, output), "--json")
-    assert result.exit_code == 0, result.output
-    record = json.loads(result.stdout)
-    assert record["model"] == str(output)
-    assert record["data"] == "test"
-    assert record["recipe"]["batch"] == 64
-    assert "validation accuracy" in result.stderr
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
-    notes = load_checkpoint(output).notes
-    assert notes["validation_accuracy"] == record["validation_accuracy"]
-    assert str(tmp_path) not in str(notes)
-
-
-def test_command_resumes_after_ctrl_c(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch):
-    output, whole = tmp_path / "model.pt", tmp_path / "whole.pt"
-    assert run(*tiny(digits, whole)).exit_code == 0
-    evaluate = train_module.accuracy_of
-    calls = []
-
-    def interrupted(*arguments: Any) -> float:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return evaluate(*arguments)
-
-    monkeypatch.setattr(train_module, "accuracy_of", interrupted)
-    stopped = run(*tiny(digits, output))
-    assert stopped.exit_code == 130
-    assert f"The same command resumes from {output}.training" in stopped.stderr
-    assert not output.exists()
-    resumed = run(*tiny(digits, output))
-    assert resumed.exit_code == 0
-    assert "Resuming after epoch 1 of 2." in resumed.stderr
-    assert_same_weights(load_checkpoint(output), load_checkpoint(whole))
-
-
-def test_fresh_ignores_the_resume_file(tmp_path: Path, digits: Path):
-    output = tmp_path / "model.pt"
-    (tmp_path / "model.pt.training").write_bytes(b"of another training")
-    refused = run(*tiny(digits, output))
-    assert refused.exit_code == 2
-    assert "Delete it or use `--fresh`" in refused.stderr
-    assert run(*tiny(digits, output), "--fresh").exit_code == 0
-
-
-def test_command_fine_tunes_a_float_network(tmp_path: Path, digits: Path):
-    first, second = tmp_path / "float.pt", tmp_path / "quantised.pt"
-    assert run(*tiny(digits, first), "--activation", "relu").exit_code == 0
-    base = ["--data", digits / "test", "--validation", digits / "calibration", "--from", first, "--epochs", 1]
-    result = run(*base, "--bits", 4, "-o", second)
-    assert result.exit_code == 0, result.output
-    tuned = load_checkpoint(second)
-    assert (tuned.arguments["activation"], tuned.arguments["bits"]) == ("lsq", 4)
-    assert tuned.preprocessing == load_checkpoint(first).preprocessing
-    assert tuned.notes["recipe"]["lr"] == 0.01
-    again = ["--data", digits / "test", "--from", second, "--bits", 2, "-o", tmp_path / "third.pt"]
-    assert "the checkpoint is quantised already (activation lsq, bits 4)" in run(*again).stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["--from", "x.pt", "--width", 4, "-o", "{tmp}/m.pt"], "--width cannot be set with --from"),
-        (
-            ["--activation", "relu", "--bits", 2, "-o", "{tmp}/m.pt"],
-            "bits 2: activation 'relu' takes neither bits nor levels, bits is for lsq",
-        ),
-        (["--lr", 0, "-o", "{tmp}/m.pt"], "--lr 0.0: expected a number above 0"),
-        (["--architecture", "resnet19", "-o", "{tmp}/m.pt"], "Did you mean 'resnet18'?"),
-        (["--from", "{tmp}/x.pt", "-o", "{tmp}/m.pt"], "x.pt: no such file"),
-        (["-o", "{tmp}/missing/m.pt"], "cannot write there (No such file or directory). Choose another place with -o."),
-        (["-o", "{tmp}"], "is a folder, expected a file name"),
-    ],
-)
-def test_bad_input_ends_before_training(
-    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], text: str
-):
-    monkeypatch.setattr(train_module, "train", lambda *_, **__: pytest.fail("training began"))
-    result = run("--data", digits / "test", *(str(a).format(tmp=tmp_path) for a in arguments))
-    assert result.exit_code == 2
-    assert text in result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())

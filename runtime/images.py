@@ -135,6 +135,17 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise DynamicConfidenceError(f"{path}: not a readable .npy or .npz file ({error}).") from error
 
 
+def class_names_in(path: Path) -> tuple[str, ...] | None:
+    """Return the `class_names` that a .npz gives its labels, or None. Raises: as `read_array`."""
+    if path.suffix.lower() != ".npz":
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return tuple(map(str, arrays["class_names"])) if "class_names" in arrays.files else None
+    except BROKEN_ARRAY as error:
+        raise DynamicConfidenceError(f"{path}: not a readable .npy or .npz file ({error}).") from error
+
+
 def iterate_samples(
     paths: Sequence[Path], preprocessing: Preprocessing, class_names: Sequence[str]
 ) -> Iterator[Sample | Broken]:
@@ -204,6 +215,7 @@ def _iterate(files: list[Path], preprocessing: Preprocessing, index_of: dict[str
                 yield Sample(str(file), pixels_from_image(file, preprocessing), index_of.get(file.parent.name))
                 continue
             array, labels = read_array(file)
+            _check_names(file, tuple(index_of))
             stack = pixels_from_array(array, preprocessing, str(file))
             if labels is not None and labels.shape != (len(stack),):
                 raise DynamicConfidenceError(f"{file}: {len(stack)} images but labels of shape {list(labels.shape)}.")
@@ -215,6 +227,20 @@ def _iterate(files: list[Path], preprocessing: Preprocessing, index_of: dict[str
         for row, pixels in enumerate(stack):
             name = f"{file}[{row}]" if len(stack) > 1 else str(file)
             yield Sample(name, pixels, None if labels is None else int(labels[row]))
+
+
+def _check_names(file: Path, wanted: tuple[str, ...]) -> None:
+    """Labels that count other classes, or the same in another order, would be wrong without a word.
+
+    A network whose classes are only numbered, as many imported ones, takes any names.
+    """
+    names = class_names_in(file)
+    if names in (None, wanted) or wanted == tuple(map(str, range(len(wanted)))):
+        return
+    raise DynamicConfidenceError(
+        f"{file}: its classes are {', '.join(names[:4])}{', …' if len(names) > 4 else ''}, the network's "
+        f"{', '.join(wanted[:4])}{', …' if len(wanted) > 4 else ''}: expected the same, in the same order."
+    )
 
 
 def frames_from_path(path: Path, preprocessing: Preprocessing) -> np.ndarray:

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.images import ARRAY_SUFFIXES, image_files, labelled_arrays, pixels_from_array, read_array
+from ..runtime.images import ARRAY_SUFFIXES, class_names_in, image_files, labelled_arrays, pixels_from_array, read_array
 from ..runtime.manifest import Preprocessing
 from .native_preprocessing import Color, first_image, native_preprocessing, shape_of
 from .pixel_files import PixelFiles
@@ -196,9 +196,9 @@ def _class_names(path: Path) -> tuple[str, ...]:
         labels = read_array(path)[1]
         if labels is None or labels.size == 0:
             raise DynamicConfidenceError(f"{path}: has no labels. Expected an .npz with 'image' and 'label'.")
-        with np.load(path) as arrays:
-            if "class_names" in arrays.files:
-                return tuple(map(str, arrays["class_names"]))
+        named = class_names_in(path)
+        if named is not None:
+            return named
         return tuple(str(index) for index in range(int(labels.max()) + 1))
     if not path.is_dir():
         raise DynamicConfidenceError(

@@ -145,7 +145,8 @@ def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
     use_threads(given["threads"], operations_per_batch(checkpoint, options.batch))
     state = output.with_name(f"{output.name}.training")
     if given["fresh"] and team.first:
-        state.unlink(missing_ok=True)
+        for old in (state, best_path(state)):
+            old.unlink(missing_ok=True)
     team.wait()
     began = time.monotonic()
     try:
@@ -164,7 +165,7 @@ def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
             )
     except (KeyboardInterrupt, DynamicConfidenceError) as error:
         if team.first and best_path(state).exists() and isinstance(error, DynamicConfidenceError):
-            raise DynamicConfidenceError(f"{error} The best network so far is kept: {best_path(state)}.") from error
+            raise type(error)(f"{error} The best network so far is kept: {best_path(state)}.") from error
         if team.first and isinstance(error, KeyboardInterrupt):
             click.echo(
                 f"The same command resumes from {state}." if state.exists() else "No epoch was finished.", err=True

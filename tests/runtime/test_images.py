@@ -377,6 +377,16 @@ def test_labelled_arrays_refuses_what_is_not_whole(tmp_path: Path):
         labelled_arrays(folder, COLOUR, NAMES)
 
 
+def test_labels_of_other_classes_are_refused(tmp_path: Path):
+    path = tmp_path / "a.npz"
+    np.savez(path, image=noise(2, *COLOUR.shape), label=np.array([0, 1]), class_names=np.array(["cat", "dog"]))
+    for names in (("cat", "dog"), ("0", "1")):  # an imported network may not know more than numbers
+        assert labelled_arrays(path, COLOUR, names)[1].tolist() == [0, 1]
+    for names in (("dog", "cat"), ("cat", "dog", "bird")):
+        with pytest.raises(DynamicConfidenceError, match=r"a\.npz: its classes are cat, dog, the network's .*same order"):
+            labelled_arrays(path, COLOUR, names)
+
+
 def test_labelled_arrays_refuses_an_empty_array(tmp_path: Path):
     np.savez(tmp_path / "a.npz", image=np.zeros((0, 4, 6), np.uint8), label=np.zeros(0, np.int64))
     with pytest.raises(DynamicConfidenceError, match=r"a\.npz: holds no image"):

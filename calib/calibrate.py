@@ -22,6 +22,8 @@ from .temperature import fit_temperature
 from .trace import Trace
 
 BATCH = 64
+DROPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Accuracy drops that are suggested where a smaller one cannot be certified."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ def calibrate_network(path: Path, trace: Trace, settings: Settings, data_name: s
     report = sweep(trace, current, settings.alphas or (current.alpha,), goal, data_name)
     if goal.rule == "certified" and report.chosen.threshold >= 1.0:
         delta = goal.delta / max(1, len(settings.alphas))
+        enough = [drop for drop in DROPS if drop > goal.max_drop and fewest_images(drop, delta) <= trace.samples]
         raise DynamicConfidenceError(
             f"{data_name}: its {trace.samples} images certify no threshold for a drop of {100 * goal.max_drop:g} "
             f"points with probability {1 - goal.delta:g}. Nothing was changed. Give more images (even where no answer "
-            f"changes it takes {fewest_images(goal.max_drop, delta)}), or allow more: "
-            f"--max-drop {min(100, 200 * goal.max_drop):g}."
+            f"changes it takes {fewest_images(goal.max_drop, delta)})"
+            + (f", or allow more: --max-drop {100 * enough[0]:g} or above." if enough else ".")
         )
     write_calibration(path, report.calibration)
     return report

@@ -94,17 +94,21 @@ def main(
     from .trace_folder import missing_shards, read_shards
     from .write_trace import write_trace
 
-    written = write_trace(
-        network,
-        data,
-        output,
-        rank=rank,
-        world_size=world_size,
-        shard_size=shard_size,
-        batch=batch,
-        track=progress,
-        **engine_kind,
-    )
+    try:
+        written = write_trace(
+            network,
+            data,
+            output,
+            rank=rank,
+            world_size=world_size,
+            shard_size=shard_size,
+            batch=batch,
+            track=progress,
+            **engine_kind,
+        )
+    except KeyboardInterrupt:
+        click.echo(f"Finished shards stay in {output}; the same command goes on with those that are missing.", err=True)
+        raise
     header = written.header
     for broken in written.broken:
         click.echo(f"made again: {broken}", err=True)
@@ -133,7 +137,7 @@ def _show(evaluation: Evaluation, rows: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("step", title="When every input is stopped at this step at the latest")
+    table = Table("step", title="If T were this step")
     for column in ("accuracy %", "exits %", "early exit %", "mean steps", "bound %", "bound steps"):
         table.add_column(column, justify="right")
     capped, bound = evaluation.capped, evaluation.upper_bound

@@ -179,7 +179,7 @@ def labelled_arrays(
             known = ", ".join(class_names[:4]) + (", …" if len(class_names) > 4 else "")
             raise DynamicConfidenceError(
                 f"{item.name}: has no label that the network knows (its classes: {known}). Expected one folder "
-                "per class, named like it, or an .npz with 'image' and 'label'."
+                f"per class, named like it, or an .npz with 'image' and 'label'.{_numbered(class_names)}"
             )
         samples.append(item)
     if not samples:
@@ -227,6 +227,13 @@ def _iterate(files: list[Path], preprocessing: Preprocessing, index_of: dict[str
         for row, pixels in enumerate(stack):
             name = f"{file}[{row}]" if len(stack) > 1 else str(file)
             yield Sample(name, pixels, None if labels is None else int(labels[row]))
+
+
+def _numbered(class_names: Sequence[str]) -> str:
+    """What to do about a network that was imported without the names of its classes."""
+    if tuple(class_names) != tuple(map(str, range(len(class_names)))):
+        return ""
+    return " Classes that are only numbered are given names by `dc-import --class-names`."
 
 
 def _check_names(file: Path, wanted: tuple[str, ...]) -> None:

@@ -213,6 +213,12 @@ def _class_names(path: Path) -> tuple[str, ...]:
         )
     if not folders:
         raise DynamicConfidenceError(f"{path}: expected one folder of images per class, got no folder in it.")
+    folders = [folder for folder in folders if not folder.name.startswith("__")]  # what archives leave behind
     for folder in folders:
-        image_files(folder)  # a class without an image would be a class that is never learned
+        files = image_files(folder)  # a class without an image would be a class that is never learned
+        if all(file.parent != folder for file in files):
+            raise DynamicConfidenceError(
+                f"{path}: its folders hold folders ({', '.join(each.name for each in folders[:4])}), not images. "
+                f"Expected one folder of images per class; did you mean {folder}?"
+            )
     return tuple(folder.name for folder in folders)

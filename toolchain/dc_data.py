@@ -21,7 +21,7 @@ DEFAULT_ROOT = Path("data")
 @click.option("--download", is_flag=True, help="Fetch that set into --root where it is missing.")
 @click.option("--test", type=click.Path(path_type=Path), help="Test images of your own, in SOURCE's layout.")
 @click.option(
-    "--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels. [default: the first image's]"
+    "--size", type=click.IntRange(1, 4096), help="Resize images to SIZE x SIZE pixels. [default: the first image's]"
 )
 @click.option("--validation-fraction", type=float, default=0.1, show_default=True, help="Of SOURCE, of every class.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the split.")
@@ -46,7 +46,7 @@ def main(
     \b
     Examples:
       dc-data cifar10 --download -o cifar10
-      dc-data photos/train --test photos/test --size 64 -o photos
+      dc-data photos/train --test photos/test --size 64 -o photos_sets
       dc-train --data cifar10/train.npz --validation cifar10/validation.npz -o model.pt
     """
     import tempfile
@@ -81,4 +81,6 @@ def main(
     except OSError as error:
         raise DynamicConfidenceError(f"{output}: cannot write there ({error.strerror}). Choose another -o.") from error
     sizes = ", ".join(f"{name}.npz {len(part)}" for name, part in parts.items())
-    click.echo(f"{output}: {sizes} images of {len(whole.class_names)} classes")
+    image = whole.preprocessing
+    form = f"{image.width} x {image.height} pixels, {image.color}"
+    click.echo(f"{output}: {sizes} images of {len(whole.class_names)} classes, {form}")

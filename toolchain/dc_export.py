@@ -13,6 +13,9 @@ from ..runtime.manifest import Precision
 if TYPE_CHECKING:
     from .export import Exported
 
+NOTEWORTHY = 0.02
+"""Accuracy that a conversion may cost before it is said how to mend it."""
+
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
@@ -89,6 +92,7 @@ def main(
       dc-export model.pt --precision int8 --plan --target sm86,sm89
     """
     import json
+    import shlex
     import time
 
     import msgspec
@@ -133,9 +137,10 @@ def main(
             track=lambda calls: progress(calls, "self-check", total=None),
         )
         part.write_bytes(exported.content)
-        calibration = exported.manifest.calibration
+        calibration, spiking_accuracy = exported.manifest.calibration, None
         if data is not None and calibrate_on is not None:
-            calibration = calibrate_file(part, *data, data_name=calibrate_on.name, threads=threads).calibration
+            report = calibrate_file(part, *data, data_name=calibrate_on.name, threads=threads)
+            calibration, spiking_accuracy = report.calibration, report.baseline_accuracy
     facts: dict[str, Any] = {
         "output": str(output),
         "bytes": len(exported.content),
@@ -143,6 +148,7 @@ def main(
         "calibration": msgspec.to_builtins(calibration),
         "settles_on_the_quantised_network_after": exported.settled,
         "self_check": msgspec.to_builtins(exported.check),
+        "accuracy_on_calibration_data": {"quantised": exported.quantised_accuracy, "spiking": spiking_accuracy},
         "seconds": round(time.perf_counter() - started, 2),
     }
     if not as_json:  # before the plan, which may fail when the network is there
@@ -155,13 +161,27 @@ def main(
         click.echo(describe_plan(built))
     if calibration.data is None:
         again = "" if plan is None else f", then dc-build {output} --force: the plan has a calibration of its own"
-        click.echo(f"next: dc-calibrate {output} --data DIR{again}   (until then every input runs all its steps)")
+        next_step = f"dc-calibrate {shlex.quote(str(output))} --data DIR{again}"
+        click.echo(f"next: {next_step}   (until then every input runs all its steps)")
     else:
+        click.echo(_accuracies(exported, spiking_accuracy or 0.0))
         click.echo(
             f"calibrated on {calibration.samples} images of {calibrate_on}: temperature {calibration.temperature:.4g}, "
             f"threshold {calibration.threshold:.4g}, there {calibration.expected_mean_steps:.2f} steps and "
             f"{100 * (calibration.expected_accuracy or 0):.2f} % on average; report accuracies on other images"
         )
+
+
+def _accuracies(exported: Exported, spiking: float) -> str:
+    """What the conversion cost, where there were labelled images, and what to do when that is much."""
+    quantised, steps, method = exported.quantised_accuracy or 0.0, exported.manifest.max_steps, exported.manifest.method
+    text = (
+        f"accuracy there: quantised network {100 * quantised:.2f} %, spiking {100 * spiking:.2f} % after {steps} steps"
+    )
+    if quantised - spiking <= NOTEWORTHY:
+        return text
+    other = " or --method qffs" if method.name == "qcfs" else ""
+    return f"{text}. It loses {100 * (quantised - spiking):.1f} points: try -T {2 * steps}{other}, or train longer"
 
 
 def _refuse_calibrated(path: Path) -> None:

@@ -118,4 +118,11 @@ def _names(text: str | None) -> tuple[str, ...] | None:
         return CLASS_NAMES[text]
     if Path(text).is_file():
         return tuple(Path(text).read_text(encoding="utf-8").splitlines())
+    if "," not in text and (Path(text).suffix or "/" in text):
+        from ..runtime.errors import DynamicConfidenceError
+
+        raise DynamicConfidenceError(
+            f"--class-names {text}: no such file. Expected one with a name per line, names with commas between them, "
+            f"or {', '.join(CLASS_NAMES)}."
+        )
     return tuple(text.split(","))

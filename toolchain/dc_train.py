@@ -98,7 +98,7 @@ _RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "augment", "seed
 )
 @click.option("--amp", is_flag=True, help="Mixed precision: convolutions in bfloat16.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: 1 for small networks]")
-@click.option("--fresh", is_flag=True, help="Begin anew even where a resume file exists.")
+@click.option("--fresh", is_flag=True, help="Begin anew even where a resume file or -o exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 @click.option("-o", "--output", required=True, type=_PATH, help="The model.pt to write.")
 @click.version_option(package_name="dynamic-confidence")
@@ -139,11 +139,13 @@ def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
     from .train import best_path, train
     from .training_view import TrainingView
 
+    state = output.with_name(f"{output.name}.training")
+    if output.exists() and not given["fresh"] and not state.exists():
+        raise DynamicConfidenceError(f"{output}: exists. Train another one with another -o, or replace it: --fresh.")
     checkpoint, train_set, validation_set = _starting_point(given)
     changes = {name: given[name] for name in _RECIPE}
     options = recipe(given["recipe"], len(train_set), fine_tuning=bool(given["start"]), **changes)
     use_threads(given["threads"], operations_per_batch(checkpoint, options.batch))
-    state = output.with_name(f"{output.name}.training")
     if given["fresh"] and team.first:
         for old in (state, best_path(state)):
             old.unlink(missing_ok=True)

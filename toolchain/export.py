@@ -61,6 +61,8 @@ class Exported:
     settled: int
     """Time steps after which the network's QFFS form computed what the quantised network does, to float64 rounding."""
     check: CheckReport
+    quantised_accuracy: float | None
+    """Of the quantised network on the calibration set, a fraction; None without one."""
 
 
 def export(
@@ -108,10 +110,12 @@ def export(
         )
         for probe in (False, True)
     )
-    temperature = 1.0
+    temperature, accuracy = 1.0, None
     if calibration_set is not None and pixels is not None:
+        logits, label = ann_logits(network, checkpoint.preprocessing, pixels), calibration_set[1]
         # Without an optimum (every answer right) the network's own confidence is as good as any.
-        temperature = fit_temperature(ann_logits(network, checkpoint.preprocessing, pixels), calibration_set[1]) or 1.0
+        temperature = fit_temperature(logits, label) or 1.0
+        accuracy = float((logits.argmax(axis=1) == label).mean())
     manifest = Manifest(
         version=VERSION,
         name=name,
@@ -140,7 +144,7 @@ def export(
     )
     check_form = rounding_check if options.precision == "fp16" else self_check
     check = check_form(snn, graph.model, probed.model, manifest, images, track)
-    return Exported(bytes_with_manifest(graph.model, manifest), manifest, settled, check)
+    return Exported(bytes_with_manifest(graph.model, manifest), manifest, settled, check, accuracy)
 
 
 def _numerics(precision: Precision, grids: tuple[Grid, ...]) -> Numerics:

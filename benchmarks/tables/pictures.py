@@ -79,7 +79,7 @@ def _figure_3(axis: Any, setting: dict[str, Any]) -> None:
         color = colormaps["viridis"](curve["threshold"])
         axis.plot(curve["mean_steps"], _percent(curve["accuracy"]), color=color, linewidth=1)
         axis.annotate(f"{curve['threshold']:g}", (curve["mean_steps"][-1], 100 * curve["accuracy"][-1]), fontsize=7)
-    front = np.array(_main(setting)["front"])
+    front = np.array(setting["table_1"]["front"])
     axis.plot(front[:, 1], 100 * front[:, 2], ".", color=FRONT, markersize=3, label="Pareto front of all thresholds")
     chosen = _main(setting)["evaluation"]["calibration"]
     point = chosen["expected_mean_steps"], 100 * chosen["expected_accuracy"]
@@ -103,7 +103,7 @@ def _figure_4(axis: Any, setting: dict[str, Any]) -> None:
 def _reliability(axis: Any, setting: dict[str, Any]) -> None:
     axis.plot((0, 100), (0, 100), ":", color=FRONT)
     for when, color in (("before", FRONT), ("after", ACCURACY)):
-        found = _main(setting)["reliability"][when]
+        found = setting["table_1"]["reliability"][when]
         bins = np.array(found["bins"])
         label = f"{when} temperature scaling, ECE {100 * found['ece']:.1f} %"
         axis.plot(100 * bins[:, 0], 100 * bins[:, 1], "o-", color=color, markersize=4, label=label)

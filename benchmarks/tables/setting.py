@@ -13,7 +13,8 @@ import numpy as np
 from ...calib.alpha import default_alpha
 from ...calib.evaluation import evaluation_of
 from ...calib.exits import capped_curve, exit_steps, replay
-from ...calib.policy import CalibrationReport, Goal, Rule, calibrate
+from ...calib.policy import Goal, Rule, calibrate
+from ...calib.reliability import Reliability
 from ...calib.thresholds import PAPER_GRID, fixed_accuracy
 from ...calib.trace import Trace
 from ...calib.trace_folder import Shard, load_trace, read_shards
@@ -28,6 +29,7 @@ from ...toolchain.export import ExportOptions, ann_logits, export
 
 METHODS = ("qcfs", "qffs")
 RULES: tuple[Rule, ...] = ("safe", "grid", "exact")
+"""The first is the one that the tables show."""
 CLOSE = 0.001
 """Table 1 takes the first step whose accuracy comes this close to the best one."""
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -108,30 +110,38 @@ def _row(setting: Setting, trace: Trace, header: TraceHeader, steps: int) -> dic
     manifest = read_manifest(setting.network)
     shorter = Trace(trace.logits[:, :steps], trace.label, np.minimum(trace.last_step, steps))
     current = Calibration(alpha=default_alpha(manifest.method, steps), temperature=manifest.calibration.temperature)
-    rules = {rule: calibrate(shorter, current, Goal(rule)) for rule in RULES}
-    return {"steps": steps, "rules": {rule: _ruled(setting, header, steps, found) for rule, found in rules.items()}}
-
-
-def _ruled(setting: Setting, header: TraceHeader, steps: int, report: CalibrationReport) -> dict[str, Any]:
-    def shards() -> Iterator[Shard]:
-        return (_shortened(shard, steps) for shard in read_shards(setting.test, header))
-
-    evaluation = evaluation_of(msgspec.structs.replace(header, steps=steps), shards(), report.calibration)
-    lost = np.concatenate([_lost(shard.trace, report.calibration) for shard in shards()])
+    reports = {rule: calibrate(shorter, current, Goal(rule)) for rule in RULES}
+    main = reports[RULES[0]]
     return {
-        "evaluation": msgspec.to_builtins(evaluation),
-        "drop": float(lost.mean()),
-        "drop_95": float(1.96 * lost.std() / np.sqrt(len(lost))),
-        "front": [[point.threshold, point.mean_steps, point.accuracy] for point in report.front],
+        "steps": steps,
+        "rules": {rule: _ruled(setting, header, steps, report.calibration) for rule, report in reports.items()},
+        "front": [[point.threshold, point.mean_steps, point.accuracy] for point in main.front],
         "reliability": {
             when: {
                 "ece": found.ece,
                 "nll": found.nll,
                 "bins": [[b.confidence, b.accuracy, b.count] for b in found.bins],
             }
-            for when, found in (("before", report.reliability_before), ("after", report.reliability_after))
+            for when, found in (("before", main.reliability_before), ("after", main.reliability_after))
         },
     }
+
+
+def _ruled(setting: Setting, header: TraceHeader, steps: int, calibration: Calibration) -> dict[str, Any]:
+    def shards() -> Iterator[Shard]:
+        return (_shortened(shard, steps) for shard in read_shards(setting.test, header))
+
+    evaluation = evaluation_of(msgspec.structs.replace(header, steps=steps), shards(), calibration)
+    lost = np.concatenate([_lost(shard.trace, calibration) for shard in shards()])
+    return {
+        "evaluation": msgspec.to_builtins(evaluation),
+        "drop": float(lost.mean()),
+        "drop_95": float(1.96 * lost.std() / np.sqrt(len(lost))),
+    }
+
+
+def _plain(found: Reliability) -> dict[str, Any]:
+    return {"ece": found.ece, "nll": found.nll, "bins": [[b.confidence, b.accuracy, b.count] for b in found.bins]}
 
 
 def _lost(trace: Trace, calibration: Calibration) -> np.ndarray:

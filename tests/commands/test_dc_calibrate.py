@@ -316,7 +316,7 @@ def test_a_temperature_that_does_not_exist_is_not_invented(network, pixels, tmp_
         (
             ("--rule", "certified", "--max-drop", 0.5),
             "its 64 images certify no threshold for a drop of 0.5 points with probability 0.9. Nothing was changed. "
-            "Give more images (even where no answer changes it takes 638), or allow more: --max-drop 1.",
+            "Give more images (even where no answer changes it takes 638), or allow more: --max-drop 5 or above.",
         ),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_set_of_torchvision_keeps_its_own_test_images(tmp_path: Path):
         (("mnist", "--root", "{tmp}"), "the training part of mnist is missing or damaged (Dataset not found."),
         (("{tmp}/photos/train", "--test", "{tmp}/other"), "has no label that the network knows (its classes: ash, elm"),
         (("{tmp}/photos/train", "--validation-fraction", 1), "validation fraction 1: expected a number between 0 and"),
-        (("{tmp}/photos/train", "--size", 0), "0 is not in the range x>=1"),
+        (("{tmp}/photos/train", "--size", 0), "0 is not in the range 1<=x<=4096"),
         (("{tmp}/photos/train", "-o", "{tmp}/file/sets"), "sets: cannot write there ("),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from dynamic_confidence.models.checkpoint import Checkpoint, save_checkpoint, sha256_of
+from dynamic_confidence.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sha256_of
 from dynamic_confidence.models.registry import build
 from dynamic_confidence.runtime.errors import BackendMissing, CheckFailed
 from dynamic_confidence.runtime.manifest import Calibration
@@ -27,7 +27,7 @@ from dynamic_confidence.runtime.plan_file import read_plan
 from dynamic_confidence.toolchain import export as export_module
 from dynamic_confidence.toolchain import simulate as simulate_module
 from dynamic_confidence.toolchain.dc_export import main
-from dynamic_confidence.toolchain.export import ExportOptions, export
+from dynamic_confidence.toolchain.export import ExportOptions, ann_logits, export
 from dynamic_confidence.toolchain.onnx_from_snn import StepGraph, onnx_from_snn
 
 
@@ -192,6 +192,25 @@ def test_calibrate_on_calibrates_as_well(model: Path, pixels: np.ndarray, tmp_pa
         f"calibrated on 64 images of {tmp_path / 'val.npz'}: temperature {calibration.temperature:.4g}" in result.stdout
     )
     assert "next:" not in result.stdout
+
+
+def test_what_the_conversion_costs_is_said(model: Path, pixels: np.ndarray, tmp_path: Path):
+    checkpoint = load_checkpoint(model)
+    label = ann_logits(checkpoint.network(), checkpoint.preprocessing, pixels).argmax(axis=1)
+    np.savez(tmp_path / "val.npz", image=pixels, label=label)
+    said = []
+    for method, steps in (("qcfs", 1), ("qffs", 12)):
+        given = (model, "--method", method, "-T", steps, "-o", tmp_path / f"{method}.onnx", "--calibrate-on")
+        result = run(*given, tmp_path / "val.npz", "--json")
+        assert result.exit_code == 0, result.output
+        accuracy = json.loads(result.stdout)["accuracy_on_calibration_data"]
+        assert accuracy["quantised"] == 1.0
+        text = run(*given, tmp_path / "val.npz", "--force").stdout
+        spiking = f"{100 * accuracy['spiking']:.2f}"
+        assert f"accuracy there: quantised network 100.00 %, spiking {spiking} % after {steps} steps" in text
+        assert ("It loses" in text) == (accuracy["spiking"] < 0.98)
+        said.append(text)
+    assert "points: try -T 2 or --method qffs, or train longer" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,11 @@ def test_a_dry_run_of_what_fits(tmp_path: Path):
         (QcfsVgg(new=False).state_dict(), [], "does not say with how many levels"),
         (QcfsVgg(new=False).state_dict(), ["--levels", "0"], "levels 0: a QCFS activation takes 1 to 255 levels"),
         (weights(), ["--class-names", "a,b"], "2 class names were given, the network has 3"),
+        (
+            weights(),
+            ["--class-names", "names.txt"],
+            "--class-names names.txt: no such file. Expected one with a name per",
+        ),
         (weights(), ["--levels", "4"], "levels 4: activation 'lsq' takes bits"),
     ],
 )

@@ -160,7 +160,7 @@ def test_command_resizes_and_crops_as_the_network_will(tmp_path: Path, digits: P
     assert (preprocessing.shape, preprocessing.resize_shorter_side) == ((1, 8, 8), 12)
     first = pixels_from_image(image_files(digits / "test")[0], preprocessing)
     assert np.array_equal(seen[0].pixels[0].numpy(), first)
-    small = run(*base, "--size", 8, "--resize", 6, "-o", tmp_path / "model.pt")
+    small = run(*base, "--size", 8, "--resize", 6, "-o", tmp_path / "other.pt")
     assert small.exit_code == 2
     assert "resize_shorter_side 6: expected at least 8, what the crop needs" in small.stderr
 
@@ -238,3 +238,15 @@ def test_bad_input_ends_before_training(
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_command_does_not_replace_a_finished_network(tmp_path: Path, digits: Path):
+    output = tmp_path / "model.pt"
+    assert run(*tiny(digits, output)).exit_code == 0
+    before = output.read_bytes()
+    again = run(*tiny(digits, output))
+    assert again.exit_code == 2
+    assert "model.pt: exists. Train another one with another -o, or replace it: --fresh." in again.stderr
+    assert output.read_bytes() == before
+    assert run(*tiny(digits, output), "--fresh", "--seed", 1).exit_code == 0
+    assert output.read_bytes() != before

@@ -153,6 +153,17 @@ def test_a_class_folder_without_an_image_is_named(tmp_path: Path):
         load_image_set(tree)
 
 
+def test_a_folder_of_sets_is_no_set(tmp_path: Path):
+    write_tree(tmp_path / "photos" / "train")
+    write_tree(tmp_path / "photos" / "test")
+    (tmp_path / "photos" / "__MACOSX").mkdir()
+    text = r"photos: its folders hold folders \(test, train\), not images\. .* did you mean .*photos/test\?"
+    with pytest.raises(DynamicConfidenceError, match=text):
+        load_image_set(tmp_path / "photos")
+    (tmp_path / "photos" / "train" / "__MACOSX").mkdir()
+    assert load_image_set(tmp_path / "photos" / "train").class_names == ("a", "b")
+
+
 def test_a_set_too_large_for_the_memory_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tree = write_tree(tmp_path / "tree", count=4)
     whole = load_image_set(tree, size=8)

@@ -128,7 +128,13 @@ def _kept(folder: Path, manifest: Manifest) -> tuple[Trace, str]:
     from .trace_folder import load_trace
     from .trace_header import read_header
 
-    return load_trace(folder, manifest), read_header(folder).data
+    trace, header = load_trace(folder, manifest), read_header(folder)
+    if header.engine is not None:
+        click.echo(
+            f"{folder}: half precision, answered by {header.engine}. What runs the network later must be the same.",
+            err=True,
+        )
+    return trace, header.data
 
 
 def _one_source(data: Path | None, trace: Path | None, engine_kind: Iterable[str]) -> Path:

@@ -91,7 +91,7 @@ def main(
     from ..runtime.files import write_atomically
     from ..runtime.network_file import read_manifest
     from .evaluation import evaluation_of
-    from .trace_folder import missing_shards, read_shards
+    from .trace_folder import BrokenShard, missing_shards, read_shards
     from .write_trace import write_trace
 
     try:
@@ -123,7 +123,16 @@ def main(
         )
         return
     shards = progress(read_shards(output, header), "adding up", total=header.shards)
-    evaluation = evaluation_of(header, shards, read_manifest(network).calibration)
+    try:
+        evaluation = evaluation_of(header, shards, read_manifest(network).calibration)
+    except BrokenShard as error:
+        if world_size == 1:
+            raise
+        # Another process's, which makes it again: failing here would make torchrun end that process.
+        click.echo(
+            f"rank {rank} of {world_size} is done; {error.reason}: the process whose shard it is makes it again."
+        )
+        return
     summary = msgspec.json.encode(evaluation)
     write_atomically(output / SUMMARY, msgspec.json.format(summary, indent=1) + b"\n")
     if as_json:

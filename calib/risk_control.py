@@ -14,6 +14,8 @@ from .trace import Trace
 
 CANDIDATES = tuple(k / 100 for k in range(99, -1, -1))
 """Tested in this order, which is fixed before any data is seen; threshold 1 needs no test, it loses nothing."""
+MOST_IMAGES = 2**22
+"""No more are counted: `fewest_images` returns this number for tiny drops."""
 LARGEST_BET = 0.75
 """Share of the capital that one sample can lose at most."""
 
@@ -60,7 +62,7 @@ def check_promise(max_drop: float, delta: float) -> None:
 
 
 def fewest_images(max_drop: float, delta: float) -> int:
-    """Return how many images it takes to certify a threshold that changes no answer at all.
+    """Return how many images it takes to certify a threshold that changes no answer at all, at most `MOST_IMAGES`.
 
     Raises: DynamicConfidenceError as `certified_points`.
     """
@@ -68,6 +70,8 @@ def fewest_images(max_drop: float, delta: float) -> int:
     high = 1
     while capital(np.zeros(high), max_drop, delta) < 1.0 / delta:
         high *= 2
+        if high > MOST_IMAGES:
+            return MOST_IMAGES
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -55,6 +55,8 @@ def write_trace(
     Raises: DynamicConfidenceError for a rank outside 0 … world_size - 1, a folder that holds the trace of another
     network or data set, or an image that cannot be read: the shards made before it stay.
     """
+    if world_size < 1:
+        raise DynamicConfidenceError(f"{world_size} processes: expected at least 1.")
     if not 0 <= rank < world_size:
         raise DynamicConfidenceError(
             f"rank {rank} of {world_size} processes: expected 0 to {world_size - 1}. Give both --rank and --world-size."

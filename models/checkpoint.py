@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import struct
 import warnings
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,7 @@ def safe_load(path: Path) -> Any:
         )
     if path.suffix == ".onnx":
         raise DynamicConfidenceError(f"{path}: an ONNX file, expected a checkpoint (.pt) as `dc-train` writes it.")
+    _check_whole(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of junk: the error says enough
@@ -108,6 +112,21 @@ def safe_load(path: Path) -> Any:
         raise DynamicConfidenceError(
             f"{path}: not a checkpoint (torch.load: {reason}). Expected a file written by `dc-train` or `dc-import`."
         ) from error
+
+
+def _check_whole(path: Path) -> None:
+    """torch.load does not look at the checksums of the zip that a checkpoint is: a flipped bit would be a weight."""
+    if not zipfile.is_zipfile(path):
+        return  # of before torch 1.6, or no checkpoint
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, struct.error) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise DynamicConfidenceError(
+            f"{path}: is damaged (checksum of {damaged}). Copy it again from where it came, or train it again."
+        )
 
 
 class _Plain(msgspec.Struct):

@@ -242,7 +242,8 @@ def _check_names(file: Path, wanted: tuple[str, ...]) -> None:
     A network whose classes are only numbered, as many imported ones, takes any names.
     """
     names = class_names_in(file)
-    if names in (None, wanted) or wanted == tuple(map(str, range(len(wanted)))):
+    numbered = wanted == tuple(map(str, range(len(wanted))))
+    if names is None or names == wanted or (numbered and set(names) != set(wanted)):
         return
     raise DynamicConfidenceError(
         f"{file}: its classes are {', '.join(names[:4])}{', …' if len(names) > 4 else ''}, the network's "

@@ -199,7 +199,14 @@ def _class_names(path: Path) -> tuple[str, ...]:
         named = class_names_in(path)
         if named is not None:
             return named
-        return tuple(str(index) for index in range(int(labels.max()) + 1))
+        classes = np.unique(labels)
+        if classes[0] >= 0 and not np.array_equal(classes, np.arange(len(classes))):
+            raise DynamicConfidenceError(
+                f"{path}: its labels are {', '.join(map(str, classes[:4]))}{', …' if len(classes) > 4 else ''} to "
+                f"{classes[-1]}, expected 0, 1, 2, … with at least one image of each. Name the classes where some have "
+                "none: an array `class_names`."
+            )
+        return tuple(map(str, range(len(classes))))
     if not path.is_dir():
         raise DynamicConfidenceError(
             f"{path}: no such data set. Expected one folder per class in a folder, or an .npz with 'image' and 'label'."
@@ -211,9 +218,9 @@ def _class_names(path: Path) -> tuple[str, ...]:
             f"{path}: holds the parts that `dc-data` wrote. Name them: --data {path / parts[0]} --validation "
             f"{path / parts[1]}."
         )
+    folders = [folder for folder in folders if not folder.name.startswith("__")]  # what archives leave behind
     if not folders:
         raise DynamicConfidenceError(f"{path}: expected one folder of images per class, got no folder in it.")
-    folders = [folder for folder in folders if not folder.name.startswith("__")]  # what archives leave behind
     for folder in folders:
         files = image_files(folder)  # a class without an image would be a class that is never learned
         if all(file.parent != folder for file in files):

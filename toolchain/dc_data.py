@@ -67,6 +67,12 @@ def main(
             raise DynamicConfidenceError(
                 f"--root and --download are for {', '.join(SETS)}; '{source}' is taken as images of your own."
             )
+        if test is not None and test.resolve() == Path(source).resolve():
+            raise DynamicConfidenceError(f"--test {test}: is SOURCE itself, expected other images.")
+        if output.resolve().is_relative_to(Path(source).resolve()):
+            raise DynamicConfidenceError(
+                f"{output}: lies in SOURCE and would be read as a class of it. Choose another -o."
+            )
         whole, test_set = parts_of_own(Path(source), test, size)
     train, validation = split(whole, validation_fraction, seed)
     parts = {"train": train, "validation": validation, **({"test": test_set} if test_set else {})}

@@ -136,7 +136,7 @@ def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
     from ..models.checkpoint import save_checkpoint
     from .recipe import recipe
     from .threads import operations_per_batch, use_threads
-    from .train import best_path, train
+    from .train import best_path, check_fit, train
     from .training_view import TrainingView
 
     state = output.with_name(f"{output.name}.training")
@@ -145,6 +145,7 @@ def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
     checkpoint, train_set, validation_set = _starting_point(given)
     changes = {name: given[name] for name in _RECIPE}
     options = recipe(given["recipe"], len(train_set), fine_tuning=bool(given["start"]), **changes)
+    check_fit(checkpoint.network(), checkpoint, train_set)
     use_threads(given["threads"], operations_per_batch(checkpoint, options.batch))
     if given["fresh"] and team.first:
         for old in (state, best_path(state)):

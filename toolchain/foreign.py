@@ -18,11 +18,11 @@ from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Preprocessing
 from .foreign_architecture import Shapes, candidates, expected_shapes, shapes_of
 from .foreign_layouts import LAYOUTS, Layout, replaced
+from .foreign_weights import COUNT, readable_weights, state_dict_in
 
-WRAPPERS = ("state_dict", "net", "model")
-"""Where training scripts put the weights, beside epoch and optimiser."""
 TAKEN, MISFITS = ("matched", "renamed"), ("shape", "missing", "unexpected")
-COUNT = "num_batches_tracked"
+COLORS = {1: "L", 3: "RGB"}
+"""What images of so many channels are called in the preprocessing."""
 SHOWN = 4
 """Keys that an error names."""
 
@@ -49,7 +49,7 @@ class ImportPlan:
     """As far as names and shapes tell: a checkpoint does not say its quantiser's number of levels."""
     keys: tuple[Key, ...]
     weights: dict[str, Tensor]
-    """By our names, float32."""
+    """By our names, with the numbers of the file: nothing is converted before the plan is carried out."""
 
     @property
     def misfits(self) -> tuple[Key, ...]:
@@ -83,9 +83,9 @@ def plan_import(content: Any, source: str) -> ImportPlan:
     """Find the layout and the architecture with most keys in common, and say what becomes of each key.
 
     `content` is a state_dict, or a dict that holds one under `state_dict`, `net` or `model`.
-    Raises: DynamicConfidenceError when it holds no weights, or none that any known network has.
+    Raises: DynamicConfidenceError when it holds no weights, or none that any known network has, or no plain tensors.
     """
-    weights = _state_dict(content, source)
+    weights = state_dict_in(content, source)
     _, plan = max(
         ((_rank(plan, layout, weights), plan) for layout in LAYOUTS for plan in _plans(source, weights, layout)),
         key=lambda ranked: ranked[0],
@@ -110,8 +110,9 @@ def checkpoint_from_plan(
 
     `preprocessing` gets the form ("cifar" or "imagenet"), for the image size. `class_names` None: "0", "1", …. `bits`
     and `levels` are the quantiser's, which a checkpoint does not say: LSQ has 2 bits by default, QCFS must be told.
-    Raises: DynamicConfidenceError when keys stand in the way, with the nearest network's name; and when bits, levels,
-    class names or a learned threshold do not fit.
+    Raises: DynamicConfidenceError when keys stand in the way, with the nearest network's name; when bits, levels, class
+    names or the colours of the images do not fit; and for weights that are no finite numbers, a negative variance, or a
+    learned threshold that is not positive.
     """
     if plan.misfits:
         raise DynamicConfidenceError(_misfit_message(plan))
@@ -130,20 +131,6 @@ def checkpoint_from_plan(
     checkpoint = Checkpoint(plan.architecture, arguments, plan.weights, preprocessing(arguments["form"]), names, notes)
     checkpoint.network()
     return checkpoint
-
-
-def _state_dict(content: Any, source: str) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    if not (isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())):
-        raise DynamicConfidenceError(
-            f"{source}: holds no state_dict (neither at the top nor under {', '.join(WRAPPERS)}). "
-            "Save `model.state_dict()` with torch.save."
-        )
-    return {str(name): tensor for name, tensor in content.items()}
 
 
 class _Translated(NamedTuple):
@@ -168,11 +155,13 @@ def _translated(weights: Mapping[str, Tensor], layout: Layout) -> _Translated:
         elif ours in named:
             left_out.append(Key("unexpected", key, None, f"becomes '{ours}', as '{theirs[ours]}' does"))
         else:
-            named[ours], theirs[ours] = tensor.float() if tensor.is_floating_point() else tensor, key
+            named[ours], theirs[ours] = tensor, key
     for bias in [name for name in named if any(re.fullmatch(pattern, name) for pattern, _ in layout.fold)]:
         mean = replaced(bias, layout.fold)
         if mean in named and named[mean].shape == named[bias].shape:
-            named[mean] = named[mean] - named.pop(bias)
+            if not (named[mean].is_floating_point() and named[bias].is_floating_point()):
+                continue  # the bias stays, in the way
+            named[mean] = named[mean].float() - named.pop(bias).float()
             left_out.append(Key("folded", theirs.pop(bias), mean, f"subtracted from {mean}"))
     return _Translated(named, theirs, left_out)
 

@@ -34,7 +34,7 @@ class TrainingOptions:
             raise DynamicConfidenceError(
                 f"epochs {self.epochs}, batch {self.batch}: expected at least 1 epoch, 2 images."
             )
-        if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.momentum < 1):
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.momentum < 1):
             raise DynamicConfidenceError(
                 f"lr {self.lr:g}, weight decay {self.weight_decay:g}, momentum {self.momentum:g}: expected lr > 0, "
                 "weight decay >= 0 and 0 <= momentum < 1."

@@ -49,8 +49,8 @@ def train(
     team = workers or Workers()
     place = torch_device(device, team.local_rank)
     network = checkpoint.network().to(place)
-    _check_fit(network, checkpoint, train_set)
-    _check_batch(options, team)
+    check_fit(network, checkpoint, train_set)
+    _check_batch(len(train_set), options, team)
     optimizer = _optimizer(network, options)
     origin = origin_of(checkpoint, train_set, validation_set, asdict(options))
     progress = resumed(state_path, origin, network, optimizer) if state_path.exists() else Progress()
@@ -204,16 +204,19 @@ def _optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Opti
     return torch.optim.SGD([g for g in groups if g["params"]], lr=options.lr, momentum=options.momentum)
 
 
-def _check_batch(options: TrainingOptions, team: Workers) -> None:
-    if options.batch < 2 * team.count:
+def _check_batch(images: int, options: TrainingOptions, team: Workers) -> None:
+    """Batch normalisation needs two images in every process, also in the smallest batch."""
+    smallest = images // math.ceil(images / options.batch)
+    if smallest < 2 * team.count:
         raise DynamicConfidenceError(
-            f"a batch of {options.batch} images for {team.count} processes: expected at least 2 for each of them "
-            f"(--batch {2 * team.count})."
+            f"batches of {smallest} images for {team.count} processes ({images} images, --batch {options.batch}): "
+            "expected at least 2 for each of them. Take a larger batch, more images, or fewer processes."
         )
 
 
 @torch.no_grad()
-def _check_fit(network: nn.Module, checkpoint: Checkpoint, train_set: ImageSet) -> None:
+def check_fit(network: nn.Module, checkpoint: Checkpoint, train_set: ImageSet) -> None:
+    """Raise a DynamicConfidenceError when a network cannot take the images, or has other classes."""
     if (train_set.preprocessing, train_set.class_names) != (checkpoint.preprocessing, checkpoint.class_names):
         raise DynamicConfidenceError(
             "the images were read with other preprocessing or class names than the network's: read them with "

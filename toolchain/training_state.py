@@ -101,13 +101,20 @@ def resumed(path: Path, origin: dict[str, Any], network: nn.Module, optimizer: t
         raise DynamicConfidenceError(f"{path}: not a readable resume file. {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DynamicConfidenceError(f"{path}: not a resume file of `dc-train`. {remedy}")
-    saved = content["origin"]
-    other = [_difference(key, saved.get(key), value) for key, value in origin.items() if saved.get(key) != value]
-    if other:
-        raise DynamicConfidenceError(f"{path}: the resume file of another training ({', '.join(other)}). {remedy}")
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    return Progress(**content["progress"])
+    try:
+        saved = content["origin"]
+        other = [_difference(key, saved.get(key), value) for key, value in origin.items() if saved.get(key) != value]
+        if other:
+            raise DynamicConfidenceError(f"{path}: the resume file of another training ({', '.join(other)}). {remedy}")
+        network.load_state_dict(content["network"])
+        optimizer.load_state_dict(content["optimizer"])
+        progress = Progress(**content["progress"])
+        if not 0 <= progress.epoch <= origin["epochs"]:
+            raise ValueError(f"epoch {progress.epoch} of {origin['epochs']}")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DynamicConfidenceError(f"{path}: not a whole resume file ({reason}). {remedy}") from error
+    return progress
 
 
 def _difference(key: str, saved: Any, wanted: Any) -> str:

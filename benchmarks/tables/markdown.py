@@ -100,7 +100,7 @@ def _spike_table(settings: list[dict[str, Any]]) -> str:
                 f"{sum(found['neurons']):,}",
                 _number(net["at_step"][-1], 3),
                 _number(net["at_exit"], 3),
-                _saved(100 * (1 - net["at_exit"] / net["at_step"][-1])),
+                _saved(100 * (1 - net["at_exit"] / net["at_step"][-1]) if net["at_step"][-1] else None),
                 _number(gross["at_step"][-1], 3),
                 _number(paper.spikes),
                 _number(paper.exit_spikes),

@@ -280,7 +280,7 @@ def test_half_precision_keeps_to_one_engine(
     [
         ({"rank": 2, "world_size": 2}, "rank 2 of 2 processes: expected 0 to 1. Give both --rank and --world-size"),
         ({"rank": -1}, "rank -1 of 1 processes: expected 0 to 0"),
-        ({"world_size": 0}, "rank 0 of 0 processes"),
+        ({"world_size": 0}, "0 processes: expected at least 1"),
         ({"shard_size": 0}, "shard size 0: expected at least 1 sample"),
     ],
 )

@@ -143,6 +143,8 @@ def test_a_set_of_torchvision_keeps_its_own_test_images(tmp_path: Path):
         (("{tmp}/photos/train", "--validation-fraction", 1), "validation fraction 1: expected a number between 0 and"),
         (("{tmp}/photos/train", "--size", 0), "0 is not in the range 1<=x<=4096"),
         (("{tmp}/photos/train", "-o", "{tmp}/file/sets"), "sets: cannot write there ("),
+        (("{tmp}/photos/train", "--test", "{tmp}/photos/train"), "train: is SOURCE itself, expected other images."),
+        (("{tmp}/photos/train", "-o", "{tmp}/photos/train/sets"), "lies in SOURCE and would be read as a class of it"),
     ],
 )
 def test_bad_input_writes_nothing(photos: Path, tmp_path: Path, arguments: tuple[object, ...], message: str):

@@ -240,6 +240,12 @@ def test_bad_input_ends_before_training(
     assert not list(tmp_path.iterdir())
 
 
+def test_images_too_small_for_the_network_are_said_before_training(tmp_path: Path, digits: Path):
+    result = run("--data", digits / "test", "--architecture", "vgg16", "--width", 2, "-o", tmp_path / "model.pt")
+    assert result.exit_code == 2, result.output
+    assert "cannot take images of [1, 16, 16]" in result.stderr
+
+
 def test_command_does_not_replace_a_finished_network(tmp_path: Path, digits: Path):
     output = tmp_path / "model.pt"
     assert run(*tiny(digits, output)).exit_code == 0

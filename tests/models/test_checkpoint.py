@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,15 @@ def test_other_kinds_of_network_files_are_named(tmp_path: Path):
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     with pytest.raises(DynamicConfidenceError, match=r"script\.pt: a TorchScript program, expected weights"):
         load_checkpoint(tmp_path / "script.pt")
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path, checkpoint: Checkpoint):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, checkpoint)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[largest.header_offset + 100 + largest.file_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DynamicConfidenceError, match=r"model\.pt: is damaged \(checksum of .*Copy it again"):
+        load_checkpoint(path)

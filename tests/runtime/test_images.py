@@ -385,6 +385,9 @@ def test_labels_of_other_classes_are_refused(tmp_path: Path):
     for names in (("dog", "cat"), ("cat", "dog", "bird")):
         with pytest.raises(DynamicConfidenceError, match=r"its classes are cat, dog, the network's .*same order"):
             labelled_arrays(path, COLOUR, names)
+    np.savez(path, image=noise(2, *COLOUR.shape), label=np.array([0, 1]), class_names=np.array(["1", "0"]))
+    with pytest.raises(DynamicConfidenceError, match=r"its classes are 1, 0, the network's 0, 1: expected the same"):
+        labelled_arrays(path, COLOUR, ("0", "1"))
 
 
 def test_labelled_arrays_refuses_an_empty_array(tmp_path: Path):

@@ -11,12 +11,19 @@ import pytest
 import torch
 from support import assert_same_weights
 
-from dynamic_confidence.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dynamic_confidence.models.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    safe_load,
+    save_checkpoint,
+    write_torch_file,
+)
 from dynamic_confidence.models.lsq import LSQ
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
 from dynamic_confidence.toolchain import train as train_module
 from dynamic_confidence.toolchain.augment import AUGMENTATIONS
 from dynamic_confidence.toolchain.data import ImageSet, load_image_set, split
+from dynamic_confidence.toolchain.distributed import Workers
 from dynamic_confidence.toolchain.pixel_files import PixelFiles
 from dynamic_confidence.toolchain.recipe import TrainingOptions, learning_rate, recipe
 from dynamic_confidence.toolchain.starting_network import quantised_from_float, untrained
@@ -253,3 +260,26 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
     assert torch_device("auto").type == "cpu"
     with pytest.raises(BackendMissing, match=r"torch sees no NVIDIA GPU\. Use `--device cpu`"):
         torch_device("cuda")
+
+
+def test_a_resume_file_that_is_not_whole_is_refused(tmp_path: Path, sets: Sets):
+    state, options = tmp_path / "state", TrainingOptions(epochs=2)
+    with pytest.raises(Stop):
+        train(start(sets), *sets, options, state, on_epoch=stop_after(1))
+    whole = safe_load(state)
+    for change in (
+        {"optimizer": {}},
+        {"network": {}},
+        {"progress": {"epochs": 1}},
+        {"progress": {**whole["progress"], "epoch": 99}},
+        {"origin": None},
+    ):
+        write_torch_file(state, {**whole, **change})
+        with pytest.raises(DynamicConfidenceError, match=r"not a whole resume file \(.*Delete it or use `--fresh`"):
+            train(start(sets), *sets, options, state)
+
+
+def test_the_smallest_batch_has_two_images_for_every_process(tmp_path: Path, sets: Sets):
+    few = sets[0].take(torch.arange(17))
+    with pytest.raises(DynamicConfidenceError, match=r"batches of 5 images for 3 processes \(17 images, --batch 6\)"):
+        train(start(sets), few, sets[1], TrainingOptions(batch=6), tmp_path / "state", workers=Workers(0, 3))

@@ -71,13 +71,13 @@ def main(
     from ..models.checkpoint import FORMAT, safe_load, save_checkpoint
     from ..runtime.errors import CheckFailed, DynamicConfidenceError
     from ..runtime.manifest import Preprocessing
-    from .foreign import checkpoint_from_plan, plan_import
+    from .foreign import COLORS, checkpoint_from_plan, plan_import
     from .import_view import hints, print_json, print_table, summary
 
     output = output or Path(f"{checkpoint.stem}_model.pt")
     if output.resolve() == checkpoint.resolve():
         raise DynamicConfidenceError(f"{output}: is the checkpoint itself; choose another name with -o.")
-    content, names = safe_load(checkpoint), _names(class_names)
+    content = safe_load(checkpoint)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         raise DynamicConfidenceError(f"{checkpoint}: is a model.pt already: `dc-export {checkpoint}`.")
     mean, std = NORMALISATIONS[normalisation]
@@ -86,14 +86,24 @@ def main(
         side = size or (224 if form == "imagenet" else 32)
         if resize is not None and resize < side:
             raise DynamicConfidenceError(f"--resize {resize}: expected at least --size {side}, which is cut out of it.")
-        return Preprocessing(color="RGB", height=side, width=side, mean=mean, std=std, resize_shorter_side=resize)
+        channels = plan.arguments["in_channels"]
+        if channels == 1 and normalisation != "none":
+            raise DynamicConfidenceError(
+                f"--normalisation {normalisation}: numbers for red, green and blue, but {checkpoint} takes one channel "
+                "(grey images). Expected `--normalisation none`, if it was trained on pixels / 255 as they are; train "
+                "it with `dc-train` otherwise."
+            )
+        color = COLORS[channels]
+        return Preprocessing(
+            color, height=side, width=side, mean=mean[:channels], std=std[:channels], resize_shorter_side=resize
+        )
 
     plan = plan_import(content, str(checkpoint))
     if dry_run and not as_json:
         print_table(plan)
         click.echo(summary(plan))
     try:
-        imported = checkpoint_from_plan(plan, preprocessing, names, bits, levels)
+        imported = checkpoint_from_plan(plan, preprocessing, _names(class_names), bits, levels)
     except DynamicConfidenceError as error:
         if not dry_run:
             raise
@@ -116,13 +126,19 @@ def _names(text: str | None) -> tuple[str, ...] | None:
         return None
     if text in CLASS_NAMES:
         return CLASS_NAMES[text]
-    if Path(text).is_file():
-        return tuple(Path(text).read_text(encoding="utf-8").splitlines())
-    if "," not in text and (Path(text).suffix or "/" in text):
-        from ..runtime.errors import DynamicConfidenceError
+    if "," in text:  # before it is taken for a path: a long list is no possible one
+        return tuple(text.split(","))
+    try:
+        return tuple(Path(text).read_text(encoding="utf-8-sig").splitlines())
+    except FileNotFoundError:
+        reason = "no such file"
+    except UnicodeDecodeError:
+        reason = "not UTF-8 text"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    from ..runtime.errors import DynamicConfidenceError
 
-        raise DynamicConfidenceError(
-            f"--class-names {text}: no such file. Expected one with a name per line, names with commas between them, "
-            f"or {', '.join(CLASS_NAMES)}."
-        )
-    return tuple(text.split(","))
+    raise DynamicConfidenceError(
+        f"--class-names {text}: {reason}. Expected a text file with a name per line, names with commas between them, "
+        f"or {', '.join(CLASS_NAMES)}."
+    )

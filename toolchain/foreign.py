@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Preprocessing
 from .foreign_architecture import Shapes, candidates, expected_shapes, shapes_of
 from .foreign_layouts import LAYOUTS, Layout, replaced
-from .foreign_weights import COUNT, readable_weights, state_dict_in
+from .foreign_weights import COUNT, FLOATS, readable_weights, state_dict_in
 
 TAKEN, MISFITS = ("matched", "renamed"), ("shape", "missing", "unexpected")
-COLORS = {1: "L", 3: "RGB"}
+COLORS: dict[int, Literal["RGB", "L"]] = {1: "L", 3: "RGB"}
 """What images of so many channels are called in the preprocessing."""
 SHOWN = 4
 """Keys that an error names."""
@@ -124,13 +124,50 @@ def checkpoint_from_plan(
         )
     arguments = {**plan.arguments, **activation_arguments(activation, bits, levels)}
     classes = arguments["classes"]
-    names = class_names or tuple(str(index) for index in range(classes))
-    if len(names) != classes:
-        raise DynamicConfidenceError(f"{plan.source}: {len(names)} class names were given, the network has {classes}.")
+    names = tuple(str(index) for index in range(classes)) if class_names is None else class_names
+    _check_class_names(names, classes, plan.source)
+    wanted = _preprocessing(plan, preprocessing)
     notes = {"imported_from": plan.source.rsplit("/", 1)[-1], "layout": plan.layout}
-    checkpoint = Checkpoint(plan.architecture, arguments, plan.weights, preprocessing(arguments["form"]), names, notes)
+    weights = readable_weights(plan.weights, _origins(plan), plan.source)
+    checkpoint = Checkpoint(plan.architecture, arguments, weights, wanted, names, notes)
     checkpoint.network()
     return checkpoint
+
+
+def _check_class_names(names: tuple[str, ...], classes: int, source: str) -> None:
+    if len(names) != classes:
+        raise DynamicConfidenceError(f"{source}: {len(names)} class names were given, the network has {classes}.")
+    for name, count in Counter(names).items():
+        if count > 1 or not name.strip():
+            raise DynamicConfidenceError(
+                f"{source}: class name '{name}' stands {count} times, expected none twice and none empty. Correct "
+                "`--class-names`."
+            )
+
+
+def _preprocessing(plan: ImportPlan, preprocessing: Callable[[str], Preprocessing]) -> Preprocessing:
+    channels = plan.arguments["in_channels"]
+    if channels not in COLORS:
+        raise DynamicConfidenceError(
+            f"{plan.source}: its first layer takes {channels} channels, expected 3 (RGB images) or 1 (grey ones). "
+            "Other images cannot be read; train on one of these kinds with `dc-train`."
+        )
+    wanted = preprocessing(plan.arguments["form"])
+    if wanted.color != COLORS[channels]:
+        raise DynamicConfidenceError(
+            f"{plan.source}: its first layer takes {channels} channels, the preprocessing gives color {wanted.color}. "
+            f"Give it color {COLORS[channels]}."
+        )
+    return wanted
+
+
+def _origins(plan: ImportPlan) -> dict[str, str]:
+    """Which of their keys each of our weights comes from; two where a bias was folded in."""
+    origins: dict[str, str] = {}
+    for key in plan.keys:
+        if key.ours and key.theirs:
+            origins[key.ours] = f"{origins[key.ours]}' or '{key.theirs}" if key.ours in origins else key.theirs
+    return origins
 
 
 class _Translated(NamedTuple):
@@ -159,10 +196,13 @@ def _translated(weights: Mapping[str, Tensor], layout: Layout) -> _Translated:
     for bias in [name for name in named if any(re.fullmatch(pattern, name) for pattern, _ in layout.fold)]:
         mean = replaced(bias, layout.fold)
         if mean in named and named[mean].shape == named[bias].shape:
-            if not (named[mean].is_floating_point() and named[bias].is_floating_point()):
-                continue  # the bias stays, in the way
-            named[mean] = named[mean].float() - named.pop(bias).float()
-            left_out.append(Key("folded", theirs.pop(bias), mean, f"subtracted from {mean}"))
+            pair = (named[mean], named.pop(bias))
+            if all(tensor.dtype in FLOATS for tensor in pair):
+                named[mean] = pair[0].float() - pair[1].float()
+                left_out.append(Key("folded", theirs.pop(bias), mean, f"subtracted from {mean}"))
+            else:
+                why = f"cannot be subtracted from {mean}: expected floating-point numbers in both"
+                left_out.append(Key("unexpected", theirs.pop(bias), None, why))
     return _Translated(named, theirs, left_out)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..models.registry import RESNETS, build
 
 Shapes = Mapping[str, tuple[int, ...]]
+LARGEST = 2**16
+"""Width, classes or channels of a network; with 10^8 its layers have more numbers than can be counted."""
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
@@ -70,7 +72,7 @@ def _vgg_arguments(shapes: Shapes) -> dict[str, Any]:
 
 def _size(shapes: Shapes, name: str, axis: int) -> int | None:
     shape = shapes.get(name, ())
-    return shape[axis] if len(shape) > axis and shape[axis] > 0 else None
+    return shape[axis] if len(shape) > axis and 0 < shape[axis] <= LARGEST else None
 
 
 def _known(**arguments: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The weights in a foreign file: where they lie, and whether they are what a network can hold. The file is not trusted."""
+"""The weights in a foreign file: where they lie, and whether they are what a network can hold."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ DEEPEST = 4
 LONGEST = 255
 """Characters of a key; ten times what any known network has, and numbers in a key stay numbers that `int` reads."""
 COUNT = "num_batches_tracked"
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Numbers that mean what they say; those of 8 bits and less come with scales that lie elsewhere."""
 LEARNED = (".scale", ".threshold")
 """How our names of a quantiser's learned number end."""
 
@@ -30,7 +32,7 @@ def state_dict_in(content: Any, source: str) -> dict[str, Tensor]:
         if not isinstance(content, Mapping):
             break
         content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), content)
-    if not (isinstance(content, Mapping) and content and all(isinstance(tensor, Tensor) for tensor in content.values())):
+    if not (isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values())):
         raise DynamicConfidenceError(
             f"{source}: holds no state_dict (neither at the top nor under {', '.join(WRAPPERS)}). "
             "Save `model.state_dict()` with torch.save."
@@ -40,8 +42,8 @@ def state_dict_in(content: Any, source: str) -> dict[str, Tensor]:
         odd = f"has a name of {len(name)} characters" if len(name) > LONGEST else _oddity(tensor)
         if odd is not None:
             raise DynamicConfidenceError(
-                f"{source}: '{name[:LONGEST]}' {odd}, expected a plain, dense tensor. The file is damaged or of another "
-                "kind: save the network's `state_dict()` in float32 with torch.save."
+                f"{source}: '{name[:LONGEST]}' {odd}, expected a plain, dense tensor. The file is damaged or of "
+                "another kind: save the network's `state_dict()` in float32 with torch.save."
             )
     return weights
 
@@ -66,7 +68,7 @@ def readable_weights(weights: Mapping[str, Tensor], theirs: Mapping[str, str], s
     `theirs`: the keys of the file that each comes from, for the error.
     Raises: DynamicConfidenceError that names the first key whose numbers no network can have.
     """
-    single = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
+    single = {name: t.float() if t.dtype in FLOATS else t for name, t in weights.items()}
     for name, fault in _faults(single):
         raise DynamicConfidenceError(
             f"{source}: '{theirs.get(name, name)}' {fault}. The checkpoint is damaged or of another kind: get it again "
@@ -77,11 +79,14 @@ def readable_weights(weights: Mapping[str, Tensor], theirs: Mapping[str, str], s
 
 def _faults(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            if not name.endswith(COUNT):
-                yield name, f"holds {_dtype(tensor)}, expected floating-point numbers"
+        if tensor.dtype not in FLOATS:
+            if not (name.endswith(COUNT) and tensor.dtype in (torch.int64, torch.int32)):
+                yield name, f"holds {_dtype(tensor)}, expected floating-point numbers of 16 bits or more"
         elif not (finite := tensor.isfinite()).all():
-            yield name, f"holds {int((~finite).sum())} numbers that are NaN or infinite in float32, expected finite ones"
+            yield (
+                name,
+                f"holds {int((~finite).sum())} numbers that are NaN or infinite in float32, expected none",
+            )
         elif name.endswith("running_var") and (least := float(tensor.min())) < 0:
             yield name, f"holds {least:g}, expected a variance, which is at least 0"
         elif name.endswith(LEARNED) and (least := float(tensor.min())) <= 0:

@@ -111,6 +111,65 @@ def test_class_names_from_a_file(tmp_path: Path, text: str):
     assert load_checkpoint(tmp_path / "model.pt").class_names == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "names.txt",
+            "Käfer\nb\nc".encode("latin-1"),
+            "names.txt: not UTF-8 text. Expected a text file with a name per",
+        ),
+        ("names.txt", b"a\nb\na\n", "class name 'a' stands 2 times"),
+        ("names.txt", b"a\n\nb\n", "class name '' stands 1 times"),
+        ("names.txt", b"", "0 class names were given, the network has 3"),
+        (".", None, "cannot be read (Is a directory). Expected a text file"),
+        ("n" * 300, None, "cannot be read (File name too long). Expected a text file"),
+        ("missing", None, "missing: no such file. Expected a text file with a name per line"),
+    ],
+)
+def test_class_names_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, message: str):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    result = run(saved(tmp_path, weights()), "--class-names", tmp_path / name, "-o", tmp_path / "model.pt")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path):
+    (tmp_path / "names.txt").write_bytes("a\r\nb\r\nc\r\n".encode("utf-8-sig"))
+    result = run(saved(tmp_path, weights()), "--class-names", tmp_path / "names.txt", "-o", tmp_path / "model.pt")
+    assert result.exit_code == 0, result.output
+    assert load_checkpoint(tmp_path / "model.pt").class_names == ("a", "b", "c")
+
+
+def test_a_hundred_class_names(tmp_path: Path):
+    names = [f"class number {index}" for index in range(100)]
+    result = run(saved(tmp_path, weights(classes=100)), "--class-names", ",".join(names), "-o", tmp_path / "model.pt")
+    assert result.exit_code == 0, result.output
+    assert load_checkpoint(tmp_path / "model.pt").class_names == tuple(names)
+
+
+def test_grey_images(tmp_path: Path):
+    foreign, output = saved(tmp_path, weights(in_channels=1)), tmp_path / "model.pt"
+    result = run(foreign, "-o", output)
+    assert result.exit_code == 2
+    assert "--normalisation cifar10: numbers for red, green and blue, but" in result.stderr
+    assert "Expected `--normalisation none`, if it was trained on pixels / 255 as they are" in result.stderr
+    result = run(foreign, "--normalisation", "none", "-o", output)
+    assert result.exit_code == 0, result.output
+    preprocessing = load_checkpoint(output).preprocessing
+    assert (preprocessing.color, preprocessing.mean, preprocessing.std) == ("L", (0.0,), (1.0,))
+
+
+def test_a_file_that_holds_itself(tmp_path: Path):
+    content: dict[str, object] = {}
+    content["state_dict"] = content
+    result = run(saved(tmp_path, content))
+    assert result.exit_code == 2
+    assert "holds no state_dict" in result.stderr
+
+
 def test_class_names_of_a_known_set(tmp_path: Path):
     foreign = saved(tmp_path, weights(classes=10))
     assert run(foreign, "--class-names", "cifar10", "-o", tmp_path / "model.pt").exit_code == 0
@@ -138,7 +197,12 @@ def deeper(content: dict[str, Tensor]) -> dict[str, Tensor]:
         ({"epoch": 3}, ["holds no state_dict (neither", "Save `model.state_dict()` with torch.save."]),
         ([1, 2], ["holds no state_dict"]),
         ({}, ["holds no state_dict"]),
-        ({**weights(), "activation1.scale": torch.zeros(1)}, ["layer 'activation1': the LSQ scale is 0"]),
+        (
+            {**weights(), "activation1.scale": torch.zeros(1)},
+            ["'activation1.scale' (a quantiser's learned scale) is 0"],
+        ),
+        ({**weights(), "bn1.running_var": -torch.ones(4)}, ["'bn1.running_var' holds -1, expected a variance"]),
+        ({**weights(), "fc.bias": torch.zeros(1).expand(10**12)}, ["'fc.bias' claims 4000000000000 bytes"]),
     ],
 )
 def test_checkpoints_that_do_not_fit(tmp_path: Path, content: object, messages: list[str]):
@@ -225,7 +289,7 @@ def test_a_dry_run_of_what_fits(tmp_path: Path):
         (
             weights(),
             ["--class-names", "names.txt"],
-            "--class-names names.txt: no such file. Expected one with a name per",
+            "--class-names names.txt: no such file. Expected a text file with a name per",
         ),
         (weights(), ["--levels", "4"], "levels 4: activation 'lsq' takes bits"),
     ],

@@ -115,7 +115,7 @@ def test_parts_of_a_batch_are_disjoint_and_complete():
 def test_a_batch_too_small_for_the_processes(tmp_path: Path, digits: Path):
     sets = split(load_image_set(digits / "test", size=8), 1 / 3, seed=0)
     start = untrained("resnet8", {"width": 4}, sets[0].preprocessing, sets[0].class_names, seed=0)
-    text = r"batches of 4 images for 3 processes \(240 images, --batch 4\): expected at least 2 for each of them"
+    text = r"batches of 3 images for 3 processes \(239 images, --batch 4\): expected at least 2 for each of them"
     with pytest.raises(DynamicConfidenceError, match=text):
         train(start, *sets, replace(TrainingOptions(), batch=4), tmp_path / "state", workers=Workers(0, 3))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ def preprocessing(form: str) -> Preprocessing:
     return Preprocessing(color="RGB", height=side, width=side, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-def imported(state: Any, **options: int) -> Checkpoint:
-    return import_checkpoint(state, "foreign.pth", preprocessing, None, **options).checkpoint
+def imported(state: Any, names: tuple[str, ...] | None = None, **options: int) -> Checkpoint:
+    return import_checkpoint(state, "foreign.pth", preprocessing, names, **options).checkpoint
 
 
 def assert_same_logits(checkpoint: Checkpoint, theirs: nn.Module, side: int = 32) -> None:
@@ -91,6 +92,7 @@ def test_another_number_of_levels_is_another_network() -> None:
 def test_torchvision_names_and_shapes(name: str) -> None:
     with torch.device("meta"):
         state = torchvision.models.get_model(name).state_dict()
+    state = {key: torch.empty_like(tensor, device="cpu") for key, tensor in state.items()}  # planned by shapes alone
     plan = plan_import(state, "foreign.pth")
     assert (plan.layout, plan.architecture) == ("torchvision", name.removesuffix("_bn"))
     assert plan.misfits == ()
@@ -267,16 +269,16 @@ def test_no_weights_at_all(content: object) -> None:
         (
             {**ours(), "layer1.0.activation2.scale": torch.zeros(1)},
             {},
-            r"layer 'layer1\.0\.activation2': the LSQ scale is 0, expected a positive",
+            r"'layer1\.0\.activation2\.scale' \(a quantiser's learned scale\) is 0, .*positive .*of another kind",
         ),
         (
             {**QcfsResNet((1, 1, 1), new=False).state_dict(), "conv1.2.up": -torch.ones(1)},
             {"levels": 4},
-            "layer 'activation1': the QCFS threshold is -1, expected a positive",
+            r"'conv1\.2\.up' \(a quantiser's learned threshold\) is -1, expected a positive number",
         ),
     ],
 )
-def test_what_the_file_does_not_say(state: State, options: dict[str, int], message: str) -> None:
+def test_what_the_file_does_not_say(state: State, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DynamicConfidenceError, match=message):
         imported(state, **options)
 
@@ -287,3 +289,126 @@ def test_every_key_of_both_sides_is_accounted_for() -> None:
     assert plan.counts() == {"matched": len(ours()) - 2, "missing": 1, "shape": 1, "unexpected": 1, "dropped": 1}
     assert {key.theirs for key in plan.keys} - {None} == {*state, "activation2.scale"}
     assert {key.ours for key in plan.keys} - {None} == set(ours())
+
+
+def first(value: float, tensor: Tensor) -> Tensor:
+    """The tensor with another first number."""
+    return torch.cat([tensor.new_tensor([value]), tensor.flatten()[1:]]).reshape(tensor.shape)
+
+
+NORMALISED = QcfsVgg(new=True).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("fc.weight", lambda t: t.to(torch.int8), "'fc.weight' holds int8, expected floating-point numbers"),
+        ("fc.weight", lambda t: t.bool(), "'fc.weight' holds bool, expected floating-point"),
+        ("fc.weight", lambda t: t.to(torch.complex64), "'fc.weight' holds complex64, expected floating-point"),
+        ("fc.weight", lambda t: t.to(torch.float8_e4m3fn), "'fc.weight' holds float8_e4m3fn, .* 16 bits or more"),
+        ("bn1.running_var", lambda t: t.long(), "'bn1.running_var' holds int64, expected floating-point"),
+        ("bn1.num_batches_tracked", lambda t: t.bool(), "'bn1.num_batches_tracked' holds bool"),
+        ("conv1.weight", lambda t: first(float("nan"), t), "'conv1.weight' holds 1 numbers that are NaN or infinite"),
+        ("bn1.bias", lambda t: first(float("-inf"), t), "'bn1.bias' holds 1 numbers that are NaN or infinite"),
+        ("fc.bias", lambda t: first(1e300, t.double()), "'fc.bias' holds 1 numbers .* infinite in float32"),
+        ("activation1.scale", lambda t: t * float("nan"), "'activation1.scale' holds 1 numbers that are NaN"),
+        ("bn1.running_var", lambda t: first(-0.5, t), "'bn1.running_var' holds -0.5, expected a variance, .*0"),
+        ("activation1.scale", lambda t: -t, "'activation1.scale' .* is -1, expected a positive number"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_network_has(key: str, change: Callable[[Tensor], Tensor], message: str) -> None:
+    state = ours()
+    with pytest.raises(DynamicConfidenceError, match=f"foreign.pth: {message}.*damaged or of another kind: get it"):
+        imported({**state, key: change(state[key])})
+
+
+def test_numbers_at_the_border_are_taken() -> None:
+    state = ours()
+    state["bn1.running_var"] = torch.zeros_like(state["bn1.running_var"])
+    state["bn1.num_batches_tracked"] = torch.tensor(7, dtype=torch.int32)
+    weights = imported(state).state_dict
+    assert torch.equal(weights["bn1.running_var"], state["bn1.running_var"])
+    assert int(weights["bn1.num_batches_tracked"]) == 7
+
+
+def test_a_folded_bias_that_is_damaged_is_named() -> None:
+    bias, mean = "layer1.0.bias", "layer1.1.running_mean"
+    with pytest.raises(DynamicConfidenceError, match=f"'{mean}' or '{bias}' holds 1 numbers that are NaN"):
+        imported({**NORMALISED, bias: first(float("nan"), NORMALISED[bias])}, levels=4)
+    for key in (bias, mean):
+        with pytest.raises(
+            DynamicConfidenceError, match=f"'{bias}' cannot be subtracted from .*: expected floating-point"
+        ):
+            imported({**NORMALISED, key: NORMALISED[key].bool()}, levels=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to_sparse(), r"is sparse \(sparse_coo\)"),
+        (lambda t: t.to_sparse_csr(), r"is sparse \(sparse_csr\)"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), r"is quantised \(qint8\)"),
+        (lambda t: t.to("meta"), r"has a shape but no numbers \(device meta\)"),
+        (lambda t: t.new_zeros(10**9, 0), r"is empty \(shape \[1000000000, 0\]\)"),
+        (lambda t: t.new_zeros(1).expand(10**12), "claims 4000000000000 bytes of which the file holds 4"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's, that sparse and quantised tensors may change
+def test_tensors_that_are_not_plain(change: Callable[[Tensor], Tensor], message: str) -> None:
+    state = ours()
+    with pytest.raises(DynamicConfidenceError, match=f"'fc.weight' {message}, expected a plain, .* another kind: save"):
+        plan_import({**state, "fc.weight": change(state["fc.weight"])}, "foreign.pth")
+
+
+def test_slices_of_one_storage_are_plain() -> None:
+    state, storage = ours(), torch.randn(2, 4)
+    state["bn1.weight"], state["bn1.bias"] = storage.unbind()
+    assert torch.equal(imported(state).state_dict["bn1.bias"], storage[1])
+
+
+def test_a_key_whose_number_no_integer_holds() -> None:
+    key = f"features.{'1' * 5000}.bias"
+    with pytest.raises(DynamicConfidenceError, match=r"'features\.1{246}' has a name of 5014 characters"):
+        plan_import({**ours(), key: torch.zeros(1)}, "foreign.pth")
+
+
+def test_a_width_that_no_network_has() -> None:
+    state = {**ours(), "conv1.weight": torch.zeros(10**8, 1, 1, 1, dtype=torch.uint8)}
+    with pytest.raises(
+        DynamicConfidenceError, match=r"'conv1\.weight' has shape \[100000000, 1, 1, 1\], expected \[16,"
+    ):
+        imported(state)
+
+
+def test_a_file_that_holds_itself() -> None:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content
+    with pytest.raises(DynamicConfidenceError, match="holds no state_dict"):
+        imported(content)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a", "b", "a"), "class name 'a' stands 2 times, expected none twice and none empty. Correct `--class-names`"),
+        (("a", "", "b"), "class name '' stands 1 times"),
+        (("a", " ", "b"), "class name ' ' stands 1 times"),
+        ((), "0 class names were given, the network has 3"),
+    ],
+)
+def test_class_names_that_do_not_tell_classes_apart(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DynamicConfidenceError, match=message):
+        imported(ours(), names)
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        (1, "takes 1 channels, the preprocessing gives color RGB. Give it color L"),
+        (2, r"takes 2 channels, expected 3 \(RGB images\) or 1 \(grey ones\)"),
+        (4, r"takes 4 channels, expected 3 \(RGB images\) or 1 \(grey ones\)"),
+    ],
+)
+def test_colours_that_images_do_not_have(channels: int, message: str) -> None:
+    with pytest.raises(DynamicConfidenceError, match=f"foreign.pth: its first layer {message}"):
+        imported(ours(in_channels=channels))

@@ -39,6 +39,13 @@ _RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "augment", "seed
     show_default=True,
     help="Share of --data held back without --validation.",
 )
+@click.option(
+    "--split-seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of what is held back: keep it from stage to stage.",
+)
 @click.option("--from", "start", type=_PATH, help="Start from this model.pt; a ReLU network is quantised.")
 @click.option(
     "--architecture",
@@ -91,7 +98,7 @@ _RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "augment", "seed
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Of weights, order, split, augmentation.",
+    help="Of weights, order, augmentation.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where to run."
@@ -241,7 +248,7 @@ def _starting_point(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet, ImageS
         checkpoint = untrained(name, arguments, whole.preprocessing, whole.class_names, given["seed"])
     if given["validation"]:
         return checkpoint, whole, load_image_set(given["validation"], whole.preprocessing, whole.class_names)
-    return checkpoint, *split(whole, given["validation_fraction"], given["seed"])
+    return checkpoint, *split(whole, given["validation_fraction"], given["split_seed"])
 
 
 def _with_activation(checkpoint: Checkpoint, given: dict[str, Any]) -> Checkpoint:

@@ -256,3 +256,22 @@ def test_command_does_not_replace_a_finished_network(tmp_path: Path, digits: Pat
     assert output.read_bytes() == before
     assert run(*tiny(digits, output), "--fresh", "--seed", 1).exit_code == 0
     assert output.read_bytes() != before
+
+
+def test_another_seed_holds_the_same_images_back(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else a fine-tuning with another seed would be judged by images that the network was trained on."""
+    seen: list[ImageSet] = []
+
+    def only_look(
+        checkpoint: Checkpoint, _: ImageSet, validation_set: ImageSet, *__: object, **___: object
+    ) -> Checkpoint:
+        seen.append(validation_set)
+        return replace(checkpoint, notes={"validation_accuracy": 0.0, "best_epoch": 1})
+
+    monkeypatch.setattr(train_module, "train", only_look)
+    for number, option in enumerate((["--seed", 0], ["--seed", 7], ["--split-seed", 7])):
+        result = run("--data", digits / "test", *option, "-o", tmp_path / f"{number}.pt")
+        assert result.exit_code == 0, result.output
+    first, second, other = (images.pixels[:] for images in seen)
+    assert np.array_equal(first.numpy(), second.numpy())
+    assert not np.array_equal(first.numpy(), other.numpy())

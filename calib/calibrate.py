@@ -22,6 +22,8 @@ from .temperature import fit_temperature
 from .trace import Trace
 
 BATCH = 64
+FEW = 100
+"""Images: a threshold from fewer says little about others."""
 DROPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Accuracy drops that are suggested where a smaller one cannot be certified."""
 
@@ -151,7 +153,9 @@ def calibrate_file(
 def check_labels(label: np.ndarray, data_name: str) -> None:
     """Raise DynamicConfidenceError unless there are 2 images or more, of more than one class."""
     if len(label) < 2:
-        raise DynamicConfidenceError(f"{data_name}: {len(label)} images; a threshold needs many, expected 100 or more.")
+        raise DynamicConfidenceError(
+            f"{data_name}: {len(label)} images; a threshold needs many, expected {FEW} or more."
+        )
     if len(set(label.tolist())) < 2:
         raise DynamicConfidenceError(
             f"{data_name}: all {len(label)} images are of one class; a threshold needs images of all classes. Give the "

@@ -91,7 +91,7 @@ def main(
     """
     from ..runtime.network_file import read_manifest
     from .alpha import alphas_from_text
-    from .calibrate import Settings, calibrate_network
+    from .calibrate import FEW, Settings, calibrate_network
     from .calibration_report import json_from_report, print_report
     from .policy import Goal, Rule
 
@@ -106,6 +106,12 @@ def main(
     settings.current(manifest)  # what does not fit is said before the long work
     answers, title = _traced(network, source, manifest, **engine_kind) if data else _kept(source, manifest)
     report = calibrate_network(network, answers, settings, title)
+    if answers.samples < FEW and rule != "certified":  # its promise takes their number into account
+        click.echo(
+            f"{title}: {answers.samples} images say little about others: give {FEW} or more, or let --rule certified "
+            "say what they can promise.",
+            err=True,
+        )
     if as_json:
         click.echo(json_from_report(report))
     else:

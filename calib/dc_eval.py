@@ -94,6 +94,10 @@ def main(
     from .trace_folder import BrokenShard, missing_shards, read_shards
     from .write_trace import write_trace
 
+    def resuming(whole: int, own: int) -> None:
+        whose = "" if world_size == 1 else f" of rank {rank}"
+        click.echo(f"{output}: {whole} of {own} shards{whose} are there; going on.", err=True)
+
     try:
         written = write_trace(
             network,
@@ -104,6 +108,7 @@ def main(
             shard_size=shard_size,
             batch=batch,
             track=progress,
+            on_resume=resuming,
             **engine_kind,
         )
     except KeyboardInterrupt:
@@ -184,6 +189,11 @@ def _sentences(evaluation: Evaluation) -> Iterator[str]:
     )
     if calibration.data is None:
         yield "it is not calibrated, and nothing stops early for confidence: `dc-calibrate` finds the threshold"
+    if calibration.data == evaluation.data:
+        yield (
+            f"its threshold was fitted to images of that name, {evaluation.data}: if they are these, report accuracies "
+            "on others"
+        )
     yield (
         f"early exit ({calibration.metric} > {calibration.threshold:.4g}): {100 * evaluation.accuracy:.2f} % in "
         f"{evaluation.mean_steps:.2f} steps on average, {100 * evaluation.saved:.1f} % saved"

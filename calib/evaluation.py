@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from ..runtime.manifest import Calibration
-from .exits import replay, saving
+from .exits import capped_sums, replay, saving
 from .trace_folder import Shard
 from .trace_header import TraceHeader
 from .upper_bound import upper_bound_sums
@@ -47,7 +47,7 @@ def sums_of(shard: Shard, calibration: Calibration) -> Sums:
     trace = shard.trace
     steps, rows, correct = trace.steps, np.arange(trace.samples), trace.correct
     exits = replay(trace, calibration)
-    stop = np.minimum(exits[:, None], np.arange(1, steps + 1))
+    capped_steps, capped_right = capped_sums(correct, exits)
     bound_steps, bound_right = upper_bound_sums(correct, trace.last_step)
 
     def counted(spikes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +59,8 @@ def sums_of(shard: Shard, calibration: Calibration) -> Sums:
         correct.sum(axis=0),
         _histogram(trace.last_step, steps),
         _histogram(exits, steps),
-        stop.sum(axis=0),
-        np.take_along_axis(correct, stop - 1, axis=1).sum(axis=0),
+        capped_steps,
+        capped_right,
         bound_steps,
         bound_right,
         *counted(shard.spikes),

@@ -64,44 +64,6 @@ def histogram(exits: np.ndarray, steps: int) -> np.ndarray:
     return np.bincount(exits, minlength=steps + 1)[1:] / exits.size
 
 
-def _check_per_step(values: np.ndarray, what: str) -> None:
-    if values.ndim != 1 or values.size == 0:
-        raise DynamicConfidenceError(
-            f"{what} has shape {values.shape}, expected [step] with one value for each step 1..T; pass them all"
-        )
-
-
-def mean_steps_when_capped(histogram: np.ndarray) -> np.ndarray:
-    """Return the mean number of steps when every sample is also stopped at step j, for j = 1..T.
-
-        L_j = mean_i min(exit_i, j) = sum_{k<=j} P(exit >= k)
-
-    Shapes: fractions `[step]` -> steps `[cap]` float64. Raises DynamicConfidenceError for an empty or nested array.
-    Source: Dynamic Confidence, section 5.3.3.
-    """
-    _check_per_step(histogram, "the histogram")
-    still_running = histogram[::-1].cumsum()[::-1]
-    return still_running.cumsum()
-
-
-def histogram_from_capped_means(mean_steps: np.ndarray) -> np.ndarray:
-    """Return the exit histogram behind a curve of capped means, the inverse of `mean_steps_when_capped`.
-
-        P(exit >= j) = L_j - L_{j-1},  L_0 = 0;  p_j = P(exit >= j) - P(exit >= j+1)
-
-    Shapes: steps `[cap]` -> fractions `[step]` float64. Rounded input gives fractions rounded as far.
-    Raises DynamicConfidenceError when the curve does not start at exactly 1 step: every sample runs step 1.
-    Source: Dynamic Confidence, section 5.3.3 and Figure 4.
-    """
-    _check_per_step(mean_steps, "the curve of mean steps")
-    if mean_steps[0] != 1:
-        raise DynamicConfidenceError(
-            f"the curve of mean steps starts at {mean_steps[0]}, expected 1 (cap at step 1); pass every cap from 1 to T"
-        )
-    still_running = np.diff(mean_steps, prepend=0.0)
-    return -np.diff(still_running, append=0.0)
-
-
 def capped_curve(correct: np.ndarray, exits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the curve of one threshold: mean steps and accuracy when every sample is also stopped at step j = 1..T.
 
@@ -111,6 +73,12 @@ def capped_curve(correct: np.ndarray, exits: np.ndarray) -> tuple[np.ndarray, np
     Raises DynamicConfidenceError for shapes that do not match or exit steps outside 1..T.
     Source: Dynamic Confidence, section 5.3.3.
     """
+    steps, right = capped_sums(correct, exits)
+    return steps / len(exits), right / len(exits)
+
+
+def capped_sums(correct: np.ndarray, exits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `capped_curve` times the number of samples: whole numbers int64 `[cap]`, so that parts add up exactly."""
     if correct.ndim != 2 or correct.shape[:1] != exits.shape:
         raise DynamicConfidenceError(
             f"correct has shape {correct.shape} and the exit steps {exits.shape}, "
@@ -119,7 +87,7 @@ def capped_curve(correct: np.ndarray, exits: np.ndarray) -> tuple[np.ndarray, np
     steps = correct.shape[1]
     _check_exits(exits, steps)
     stop = np.minimum(exits[:, None], np.arange(1, steps + 1))
-    return stop.mean(axis=0), np.take_along_axis(correct, stop - 1, axis=1).mean(axis=0)
+    return stop.sum(axis=0), np.take_along_axis(correct, stop - 1, axis=1).sum(axis=0)
 
 
 def saving(mean_steps: float, steps: int) -> float:

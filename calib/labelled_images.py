@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.images import ARRAY_SUFFIXES, image_files, labelled_arrays, pixels_from_image
+from ..runtime.images import image_files, labelled_arrays, labels_from_folders
 from ..runtime.manifest import Preprocessing
+from ..runtime.pixels import ARRAY_SUFFIXES, pixels_from_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +33,17 @@ class LabelledImages:
         return len(self.names)
 
     def pixels(self, rows: slice) -> np.ndarray:
-        """Read these images, several at once (Pillow lets go of the interpreter while it decodes).
+        """Read these images.
 
         Raises: DynamicConfidenceError that names the first file which is not a readable image.
         """
         chosen = self.source[rows]
         if isinstance(chosen, np.ndarray):
             return chosen
-        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-            return np.stack(list(pool.map(self._decoded, chosen)))
+        try:
+            return pixels_from_files(chosen, self.preprocessing)
+        except DynamicConfidenceError as error:
+            raise DynamicConfidenceError(f"{error} Put a good copy in its place, and run it again.") from error
 
     def identity(self) -> str:
         """SHA-256 of names and labels: which samples these are, and in which order, whatever the images hold."""
@@ -58,12 +60,6 @@ class LabelledImages:
             content = one.tobytes() if isinstance(one, np.ndarray) else _content(one)
             found.update(len(content).to_bytes(8, "little") + content)
         return found.hexdigest()
-
-    def _decoded(self, file: Path) -> np.ndarray:
-        try:
-            return pixels_from_image(file, self.preprocessing)
-        except DynamicConfidenceError as error:
-            raise DynamicConfidenceError(f"{error} Put a good copy in its place, and run it again.") from error
 
 
 def labelled_images(path: Path, preprocessing: Preprocessing, class_names: Sequence[str]) -> LabelledImages:
@@ -84,17 +80,9 @@ def labelled_images(path: Path, preprocessing: Preprocessing, class_names: Seque
         raise DynamicConfidenceError(
             f"{path}: no such data set. Expected a folder with one folder of images per class, or an .npz."
         )
-    files, index_of = image_files(path), {name: index for index, name in enumerate(class_names)}
-    for file in files:
-        if file.parent.name not in index_of:
-            known = ", ".join(class_names[:4]) + (", …" if len(class_names) > 4 else "")
-            raise DynamicConfidenceError(
-                f"{file}: has no label that the network knows (its classes: {known}). Expected one folder per class, "
-                "named like it, or an .npz with 'image' and 'label'."
-            )
-    label = np.array([index_of[file.parent.name] for file in files], np.int64)
+    files = image_files(path)
     names = tuple(file.relative_to(path).as_posix() for file in files)
-    return LabelledImages(title, names, label, preprocessing, tuple(files))
+    return LabelledImages(title, names, labels_from_folders(files, class_names), preprocessing, tuple(files))
 
 
 def _content(file: Path) -> bytes:

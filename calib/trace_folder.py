@@ -10,8 +10,8 @@ import numpy as np
 
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.files import atomic_path
-from ..runtime.images import BROKEN_ARRAY
 from ..runtime.manifest import Manifest
+from ..runtime.pixels import BROKEN_ARRAY
 from .trace import Trace
 from .trace_header import TraceHeader, read_header
 

@@ -45,13 +45,14 @@ def write_trace(
     shard_size: int | None = None,
     batch: int | None = None,
     track: Track = lambda items, what: items,
+    on_resume: Callable[[int, int], None] | None = None,
     **engine_kind: Any,
 ) -> Written:
     """Make the shards k = rank, rank + world_size, …: those that are whole stay, broken ones are made again.
 
     The images of a shard are read when it is made, so that no data set is too large. An exact network gives the same
     shards on every machine and engine and with any batch (None: 64, or what a plan takes); `engine_kind` goes to
-    `open_engine`.
+    `open_engine`. `on_resume(whole, own)` tells how many of this process's shards are there, where some are.
     Raises: DynamicConfidenceError for a rank outside 0 … world_size - 1, a folder that holds the trace of another
     network or data set, or an image that cannot be read: the shards made before it stay.
     """
@@ -73,6 +74,8 @@ def write_trace(
     own = range(rank, header.shards, world_size)
     broken = _broken(folder, header, own, images, track)
     wanted = [shard for shard in own if shard in broken or not shard_path(folder, shard).exists()]
+    if on_resume and 0 < len(wanted) < len(own):
+        on_resume(len(own) - len(wanted), len(own))
     if wanted:
         batch = min(batch or min(BATCH, largest_batch(network) or BATCH), header.samples, header.shard_size)
         with open_engine(network, batch=batch, **engine_kind) as engine:

@@ -78,11 +78,11 @@ def shared_data() -> Path:
 def resnet20(shared_data: Path) -> Checkpoint:
     """A trained 2-bit ResNet-20 for CIFAR-10, imported."""
     from dynamic_confidence.models.checkpoint import safe_load
-    from dynamic_confidence.toolchain.foreign import import_checkpoint
+    from dynamic_confidence.toolchain.foreign import checkpoint_from_plan, plan_import
 
     imagenet = Preprocessing(color="RGB", height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     path = shared_data / "models" / "resnet20_lsq2.pt"
-    return import_checkpoint(safe_load(path), path.name, lambda form: imagenet, None).checkpoint
+    return checkpoint_from_plan(plan_import(safe_load(path), path.name), lambda form: imagenet, None)
 
 
 @pytest.fixture(scope="session")

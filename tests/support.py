@@ -1,4 +1,4 @@
-"""What tests import by name: a small random network, equal weights, MNIST's files, where development data lies."""
+"""What tests import by name: a small random network, equal weights, images, MNIST's files, the development data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dynamic_confidence.benchmarks import networks
 from dynamic_confidence.models.checkpoint import Checkpoint
@@ -25,6 +26,17 @@ def random_checkpoint(
     """`networks.random_checkpoint`, small and with names for its classes."""
     checkpoint = networks.random_checkpoint(architecture, preprocessing, width=width, classes=len(CLASSES), **arguments)
     return replace(checkpoint, class_names=CLASSES)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved_image(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    """Write an image file, and the folder it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)  # type: ignore[arg-type]
+    return path
 
 
 def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: np.ndarray) -> None:

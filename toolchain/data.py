@@ -13,8 +13,9 @@ from rich.console import Console
 from torch import Tensor
 
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.images import ARRAY_SUFFIXES, class_names_in, image_files, labelled_arrays, pixels_from_array, read_array
+from ..runtime.images import image_files, labelled_arrays, labels_from_folders, listed
 from ..runtime.manifest import Preprocessing
+from ..runtime.pixels import ARRAY_SUFFIXES, class_names_in, pixels_from_array, read_array
 from .native_preprocessing import Color, first_image, native_preprocessing, shape_of
 from .pixel_files import PixelFiles
 from .torchvision_sets import Arrays, read_set, set_in
@@ -23,6 +24,8 @@ LARGEST_IN_MEMORY = 4 * 2**30
 """Bytes of pixels; image files that have more are read batch by batch."""
 STATISTICS_FROM = 5_000
 """Images that mean and standard deviation are taken from where they are read batch by batch."""
+COUNTED_AT_ONCE = 2**22
+"""Pixels: `np.bincount` needs eight bytes for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +74,8 @@ def load_image_set(
                 )
             if class_names is not None and tuple(class_names) != arrays.class_names:
                 raise DynamicConfidenceError(
-                    f"{path}: the classes of {name} ({', '.join(arrays.class_names[:3])}, …) are not the network's "
-                    f"({', '.join(class_names[:3])}, …)."
+                    f"{path}: the classes of {name} ({listed(arrays.class_names)}) are not the network's "
+                    f"({listed(class_names)})."
                 )
             return image_set_from_arrays(arrays, path, preprocessing)
         names = _class_names(path) if class_names is None else tuple(class_names)
@@ -114,10 +117,14 @@ def _image_set(
 def pixel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of uint8 pixels `[N, channel, y, x]` divided by 255."""
     values = np.arange(256) / 255.0
+    together = max(1, COUNTED_AT_ONCE // int(np.prod(pixels.shape[2:])))
     means, deviations = [], []
     for channel in range(pixels.shape[1]):
         # The histogram keeps the sums exact and needs no float copy of the set.
-        share = np.bincount(pixels[:, channel].ravel(), minlength=256) / pixels[:, channel].size
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(pixels), together):
+            counts += np.bincount(pixels[start : start + together, channel].ravel(), minlength=256)
+        share = counts / counts.sum()
         mean = float(share @ values)
         means.append(round(mean, 6))
         deviations.append(
@@ -153,6 +160,12 @@ def split(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
     return image_set.take(torch.from_numpy(train)), image_set.take(torch.from_numpy(validation))
 
 
+def classes_missing(image_set: ImageSet, other: ImageSet) -> list[str]:
+    """Return the names of the classes that have images in the other set, of the same classes, and none in this one."""
+    counts = [torch.bincount(each.labels, minlength=len(other.class_names)).tolist() for each in (image_set, other)]
+    return [name for name, here, there in zip(other.class_names, *counts, strict=True) if there and not here]
+
+
 def stratified(labels: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
     """Cut the rows of every class into parts of these fractions (at least one row each); sorted rows per part."""
     rng = np.random.default_rng(seed)
@@ -173,13 +186,7 @@ def _labelled(
     files = image_files(path) if path.is_dir() else []
     if len(files) * int(np.prod(preprocessing.shape)) <= LARGEST_IN_MEMORY:
         return labelled_arrays(path, preprocessing, names)
-    index_of = {name: index for index, name in enumerate(names)}
-    for file in files:
-        if file.parent.name not in index_of:
-            raise DynamicConfidenceError(
-                f"{file}: has no label that the network knows, expected folders named like its classes."
-            )
-    return PixelFiles(files, preprocessing), np.array([index_of[file.parent.name] for file in files], np.int64)
+    return PixelFiles(files, preprocessing), labels_from_folders(files, names)
 
 
 def _some(pixels: Tensor | PixelFiles) -> Tensor:
@@ -202,9 +209,8 @@ def _class_names(path: Path) -> tuple[str, ...]:
         classes = np.unique(labels)
         if classes[0] >= 0 and not np.array_equal(classes, np.arange(len(classes))):
             raise DynamicConfidenceError(
-                f"{path}: its labels are {', '.join(map(str, classes[:4]))}{', …' if len(classes) > 4 else ''} to "
-                f"{classes[-1]}, expected 0, 1, 2, … with at least one image of each. Name the classes where some have "
-                "none: an array `class_names`."
+                f"{path}: its labels are {listed(classes.tolist())} to {classes[-1]}, expected 0, 1, 2, … with at "
+                "least one image of each. Name the classes where some have none: an array `class_names`."
             )
         return tuple(map(str, range(len(classes))))
     if not path.is_dir():
@@ -225,7 +231,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
         files = image_files(folder)  # a class without an image would be a class that is never learned
         if all(file.parent != folder for file in files):
             raise DynamicConfidenceError(
-                f"{path}: its folders hold folders ({', '.join(each.name for each in folders[:4])}), not images. "
+                f"{path}: its folders hold folders ({listed([each.name for each in folders])}), not images. "
                 f"Expected one folder of images per class; did you mean {folder}?"
             )
     return tuple(folder.name for folder in folders)

@@ -12,8 +12,9 @@ NORMALISATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "none": ((0.0,), (1.0,)),
 }
+"""Mean and standard deviation of pixels / 255, of each channel or of all."""
 CLASS_NAMES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
@@ -24,8 +25,9 @@ CLASS_NAMES = {
 @click.option(
     "--normalisation",
     required=True,
-    type=click.Choice(sorted(NORMALISATIONS)),
-    help="Mean and standard deviation the network was trained with; a checkpoint does not say.",
+    metavar="NAME|MEAN/STD",
+    help="What the network was trained with; a checkpoint does not say: cifar10, cifar100, imagenet, none (pixels / "
+    "255), or mean and standard deviation of these: 0.1307/0.3081, or 0.5,0.5,0.5/0.2,0.2,0.2.",
 )
 @click.option(
     "--size", type=click.IntRange(1), help="Side of the square images. [default: 32 pixels, 224 with a 7x7 stem]"
@@ -74,29 +76,27 @@ def main(
     from .foreign import COLORS, checkpoint_from_plan, plan_import
     from .import_view import hints, print_json, print_table, summary
 
+    mean, std = _normalisation(normalisation)
     output = output or Path(f"{checkpoint.stem}_model.pt")
     if output.resolve() == checkpoint.resolve():
         raise DynamicConfidenceError(f"{output}: is the checkpoint itself; choose another name with -o.")
     content = safe_load(checkpoint)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         raise DynamicConfidenceError(f"{checkpoint}: is a model.pt already: `dc-export {checkpoint}`.")
-    mean, std = NORMALISATIONS[normalisation]
 
     def preprocessing(form: str) -> Preprocessing:
         side = size or (224 if form == "imagenet" else 32)
         if resize is not None and resize < side:
             raise DynamicConfidenceError(f"--resize {resize}: expected at least --size {side}, which is cut out of it.")
         channels = plan.arguments["in_channels"]
-        if channels == 1 and normalisation != "none":
+        if len(mean) > channels:
             raise DynamicConfidenceError(
                 f"--normalisation {normalisation}: numbers for red, green and blue, but {checkpoint} takes one channel "
-                "(grey images). Expected `--normalisation none`, if it was trained on pixels / 255 as they are; train "
-                "it with `dc-train` otherwise."
+                "(grey images). Expected one mean and one standard deviation, such as `--normalisation 0.1307/0.3081`, "
+                "or `--normalisation none`, if it was trained on pixels / 255 as they are."
             )
-        color = COLORS[channels]
-        return Preprocessing(
-            color, height=side, width=side, mean=mean[:channels], std=std[:channels], resize_shorter_side=resize
-        )
+        means, deviations = (numbers * (channels // len(numbers)) for numbers in (mean, std))
+        return Preprocessing(COLORS[channels], side, side, means, deviations, resize_shorter_side=resize)
 
     plan = plan_import(content, str(checkpoint))
     if dry_run and not as_json:
@@ -119,6 +119,24 @@ def main(
     else:
         size_line = f"images of {imported.preprocessing.width} x {imported.preprocessing.height} pixels"
         click.echo("\n".join([f"{output}: {summary(plan)}; {size_line}", *hints(plan, output)]))
+
+
+def _normalisation(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation, one number each for all channels or three."""
+    if text in NORMALISATIONS:
+        return NORMALISATIONS[text]
+    try:
+        mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
+    except ValueError:
+        mean, std = (), ()
+    if len(mean) == len(std) and len(mean) in (1, 3):
+        return mean, std
+    from ..runtime.errors import DynamicConfidenceError
+
+    raise DynamicConfidenceError(
+        f"--normalisation {text}: expected {', '.join(sorted(NORMALISATIONS))}, or MEAN/STD with one or three numbers "
+        "each: 0.1307/0.3081 or 0.5,0.5,0.5/0.2,0.2,0.2."
+    )
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

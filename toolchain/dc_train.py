@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import click
 
 from ..runtime.cli import command_errors
 from ..runtime.errors import DynamicConfidenceError
+from .training_output import check_output, held
 
 if TYPE_CHECKING:
     from ..models.checkpoint import Checkpoint
@@ -129,18 +130,20 @@ def main(**given: Any) -> None:
       dc-train --data train/ --from float.pt --bits 2 --recipe paper -o quantised.pt
     """
     output: Path = given["output"]
-    _check_writable(output)
+    check_output(output)
     _check_combination(given)
 
     from .distributed import workers
     from .train import torch_device
 
-    with workers(torch_device(given["device"])) as team:
+    with workers(torch_device(given["device"])) as team, held(output) if team.first else contextlib.nullcontext():
         _train(given, output, team)
 
 
 def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
     from ..models.checkpoint import save_checkpoint
+    from ..runtime.images import listed
+    from .data import classes_missing
     from .recipe import recipe
     from .threads import operations_per_batch, use_threads
     from .train import best_path, check_fit, train
@@ -150,6 +153,13 @@ def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
     if output.exists() and not given["fresh"] and not state.exists():
         raise DynamicConfidenceError(f"{output}: exists. Train another one with another -o, or replace it: --fresh.")
     checkpoint, train_set, validation_set = _starting_point(given)
+    missing = classes_missing(validation_set, train_set)
+    if missing and team.first:
+        click.echo(
+            f"{given['validation']}: no image of {listed(missing)}: the best epoch is chosen without "
+            f"{len(missing)} of {len(train_set.class_names)} classes.",
+            err=True,
+        )
     changes = {name: given[name] for name in _RECIPE}
     options = recipe(given["recipe"], len(train_set), fine_tuning=bool(given["start"]), **changes)
     check_fit(checkpoint.network(), checkpoint, train_set)
@@ -197,21 +207,6 @@ def _train(given: dict[str, Any], output: Path, team: Workers) -> None:
     )
 
 
-def _check_writable(output: Path) -> None:
-    """Raise now what would otherwise be raised after hours of training."""
-    if output.is_dir():
-        raise DynamicConfidenceError(f"{output}: is a folder, expected a file name. Choose another place with -o.")
-    if output.suffix not in (".pt", ".pth"):
-        raise DynamicConfidenceError(f"{output}: a checkpoint is named .pt: -o {output.with_suffix('.pt')}")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise DynamicConfidenceError(
-            f"{output}: cannot write there ({error.strerror}). Choose another place with -o."
-        ) from error
-
-
 def _check_combination(given: dict[str, Any]) -> None:
     if given["start"]:
         for name in _NOT_WITH_FROM:
@@ -233,12 +228,12 @@ def _starting_point(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet, ImageS
     from ..models.activations import activation_arguments
     from ..models.checkpoint import load_checkpoint
     from .data import load_image_set, split
-    from .starting_network import untrained
+    from .starting_network import continued, untrained
 
     before = load_checkpoint(given["start"]) if given["start"] else None
     if before:
         whole = load_image_set(given["data"], before.preprocessing, before.class_names)
-        checkpoint = _with_activation(before, given)
+        checkpoint = continued(before, given["activation"], given["bits"], given["levels"])
     else:
         whole = load_image_set(given["data"], size=given["size"], resize=given["resize"])
         named = {name: given[name] for name in ("width", "form", "shortcut") if given[name] is not None}
@@ -249,20 +244,3 @@ def _starting_point(given: dict[str, Any]) -> tuple[Checkpoint, ImageSet, ImageS
     if given["validation"]:
         return checkpoint, whole, load_image_set(given["validation"], whole.preprocessing, whole.class_names)
     return checkpoint, *split(whole, given["validation_fraction"], given["split_seed"])
-
-
-def _with_activation(checkpoint: Checkpoint, given: dict[str, Any]) -> Checkpoint:
-    """Quantise a float checkpoint unless relu is asked for; a quantised one is fine-tuned as it is."""
-    from .starting_network import activation_of, quantised_from_float
-
-    has = activation_of(checkpoint)
-    if has["activation"] == "relu":
-        name = given["activation"] or "lsq"
-        return checkpoint if name == "relu" else quantised_from_float(checkpoint, name, given["bits"], given["levels"])
-    for name in ("activation", "bits", "levels"):
-        if given[name] not in (None, has.get(name)):
-            raise DynamicConfidenceError(
-                f"the checkpoint is quantised already ({', '.join(f'{key} {value}' for key, value in has.items())}). "
-                f"Leave --{name} out to fine-tune it, or start from the float network."
-            )
-    return checkpoint

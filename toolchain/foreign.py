@@ -61,24 +61,6 @@ class ImportPlan:
         return Counter(key.status for key in self.keys)
 
 
-class Imported(NamedTuple):
-    checkpoint: Checkpoint
-    plan: ImportPlan
-
-
-def import_checkpoint(
-    content: Any,
-    source: str,
-    preprocessing: Callable[[str], Preprocessing],
-    class_names: tuple[str, ...] | None,
-    bits: int | None = None,
-    levels: int | None = None,
-) -> Imported:
-    """Convert the content of a foreign checkpoint: `plan_import`, then `checkpoint_from_plan`."""
-    plan = plan_import(content, source)
-    return Imported(checkpoint_from_plan(plan, preprocessing, class_names, bits, levels), plan)
-
-
 def plan_import(content: Any, source: str) -> ImportPlan:
     """Find the layout and the architecture with most keys in common, and say what becomes of each key.
 

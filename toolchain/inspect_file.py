@@ -8,9 +8,12 @@ from typing import Any
 
 import msgspec
 
+from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import Manifest
-from ..runtime.network_file import read_manifest
+from ..runtime.network_file import FORMATS, read_manifest
 from ..runtime.plan_file import read_plan
+
+CHECKPOINTS = (".pt", ".pth")
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -18,7 +21,13 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
     Raises: DynamicConfidenceError for a file that is none of these, or a broken one.
     """
-    if path.suffix in (".pt", ".pth"):
+    if path.is_dir() or path.suffix not in (*CHECKPOINTS, *FORMATS):
+        found = "is a folder" if path.is_dir() else f"is named '{path.suffix}'"
+        raise DynamicConfidenceError(
+            f"{path}: {found}, expected {', '.join((*CHECKPOINTS, *FORMATS))}. Of checkpoints that others trained, "
+            "`dc-import --dry-run` shows what they hold."
+        )
+    if path.suffix in CHECKPOINTS:
         return _checkpoint(path)
     if path.suffix == ".plan":
         plan = read_plan(path)

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.images import ARRAY_SUFFIXES, image_files, read_array
+from ..runtime.images import image_files
 from ..runtime.manifest import Preprocessing
+from ..runtime.pixels import ARRAY_SUFFIXES, read_array
 
 Color = Literal["RGB", "L"]
 First = tuple[Color, int, int]

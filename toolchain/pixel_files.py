@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.images import pixels_from_image
 from ..runtime.manifest import Preprocessing
+from ..runtime.pixels import pixels_from_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +29,9 @@ class PixelFiles:
         return len(self.files)
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """Decode the images of these rows, several at once (Pillow lets go of the interpreter while it decodes).
-
-        Raises: DynamicConfidenceError when one is not a readable image.
-        """
+        """Decode the images of these rows. Raises: DynamicConfidenceError when one is not a readable image."""
         chosen = self.subset(torch.arange(len(self))[rows]).files
-        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-            pixels = list(pool.map(lambda file: pixels_from_image(file, self.preprocessing), chosen))
-        return torch.from_numpy(np.stack(pixels))
+        return torch.from_numpy(pixels_from_files(chosen, self.preprocessing))
 
     def subset(self, rows: Tensor) -> PixelFiles:
         """Return the files of these rows `[n]`, without reading them."""

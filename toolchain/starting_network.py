@@ -1,4 +1,4 @@
-"""The network a training starts from: fresh weights, or a float network whose ReLUs become quantisers."""
+"""The network a training starts from: fresh weights, or a trained network whose ReLUs become quantisers."""
 
 from __future__ import annotations
 
@@ -25,30 +25,34 @@ def untrained(
     return Checkpoint(architecture, complete, network.state_dict(), preprocessing, class_names)
 
 
-def activation_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def continued(
+    checkpoint: Checkpoint, activation: str | None = None, bits: int | None = None, levels: int | None = None
+) -> Checkpoint:
+    """Return a trained network to go on from, with every weight it has.
+
+    The ReLUs of a float network become fresh quantisers (lsq, unless `activation` says qcfs, or relu to keep them); a
+    quantised network stays as it is.
+    Raises: DynamicConfidenceError when a quantised network is to become another one.
+    """
+    has = _activation_of(checkpoint)
+    if has["activation"] != "relu":
+        for name, value in (("activation", activation), ("bits", bits), ("levels", levels)):
+            if value not in (None, has.get(name)):
+                raise DynamicConfidenceError(
+                    f"the checkpoint is quantised already ({', '.join(f'{key} {value}' for key, value in has.items())})"
+                    f". Leave --{name} out to fine-tune it, or start from the float network."
+                )
+        return checkpoint
+    kept = {key: value for key, value in checkpoint.arguments.items() if key not in ("activation", "bits", "levels")}
+    arguments = {**kept, **activation_arguments(activation or "lsq", bits, levels)}
+    with torch.random.fork_rng(devices=[]):
+        fresh = build(checkpoint.architecture, **arguments).state_dict()
+    return replace(checkpoint, arguments=arguments, state_dict={**fresh, **checkpoint.state_dict})
+
+
+def _activation_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the network's activation as arguments of `build`: {"activation": "lsq", "bits": 2}."""
     arguments = checkpoint.arguments
     name = arguments.get("activation", "lsq")
     option = ACTIVATIONS[name].option if name in ACTIVATIONS else None
     return activation_arguments(name, **({option: arguments.get(option)} if option else {}))
-
-
-def quantised_from_float(
-    checkpoint: Checkpoint, activation: str = "lsq", bits: int | None = None, levels: int | None = None
-) -> Checkpoint:
-    """Replace the ReLUs of a float network by fresh quantisers (`bits` of lsq, `levels` of qcfs) and keep every weight.
-
-    Raises: DynamicConfidenceError when the network is quantised already.
-    """
-    has = activation_of(checkpoint)
-    if has["activation"] != "relu":
-        described = ", ".join(f"{key} {value}" for key, value in has.items())
-        raise DynamicConfidenceError(
-            f"the network is quantised already ({described}), expected one trained with `dc-train --activation relu` "
-            "or imported as such. Fine-tune it as it is."
-        )
-    kept = {key: value for key, value in checkpoint.arguments.items() if key not in ("activation", "bits", "levels")}
-    arguments = {**kept, **activation_arguments(activation, bits, levels)}
-    with torch.random.fork_rng(devices=[]):
-        fresh = build(checkpoint.architecture, **arguments).state_dict()
-    return replace(checkpoint, arguments=arguments, state_dict={**fresh, **checkpoint.state_dict})

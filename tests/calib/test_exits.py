@@ -14,8 +14,6 @@ from dynamic_confidence.calib.exits import (
     capped_curve,
     exit_steps,
     histogram,
-    histogram_from_capped_means,
-    mean_steps_when_capped,
     saving,
 )
 from dynamic_confidence.runtime.confidence import max_softmax
@@ -29,6 +27,11 @@ def first_exit(confidence: list[float], threshold: float, last_step: int, min_st
         if t == last_step or (t >= min_step and p > threshold):
             return t
     raise AssertionError("last_step lies beyond the last step")
+
+
+def histogram_behind(mean_steps: np.ndarray) -> np.ndarray:
+    """P(exit >= j) = L_j - L_{j-1}, L_0 = 0; p_j = P(exit >= j) - P(exit >= j+1). Source: Dynamic Confidence, 5.3.3."""
+    return -np.diff(np.diff(mean_steps, prepend=0.0), append=0.0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -70,14 +73,12 @@ def test_min_step_holds_back_an_earlier_exit():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 9).flatmap(lambda T: st.tuples(st.just(T), st.lists(st.integers(1, T), min_size=1, max_size=30))))
-def test_histogram_and_capped_means_are_inverse(case: tuple[int, list[int]]):
+def test_histogram_is_the_shares_and_is_behind_the_capped_means(case: tuple[int, list[int]]):
     steps, exits = case[0], np.array(case[1])
     fractions = histogram(exits, steps)
     np.testing.assert_array_equal(fractions, [case[1].count(t) / len(case[1]) for t in range(1, steps + 1)])
-    curve = mean_steps_when_capped(fractions)
-    np.testing.assert_allclose(curve, [np.minimum(exits, j).mean() for j in range(1, steps + 1)], rtol=1e-12)
-    curve[0] = 1.0
-    np.testing.assert_allclose(histogram_from_capped_means(curve), fractions, atol=1e-12)
+    curve, _ = capped_curve(np.ones((len(exits), steps), dtype=bool), exits)
+    np.testing.assert_allclose(histogram_behind(curve), fractions, atol=1e-12)
 
 
 def test_capped_curve_is_the_definition():
@@ -88,7 +89,6 @@ def test_capped_curve_is_the_definition():
         stops = [min(int(e), cap) for e in exits]
         assert mean_steps[cap - 1] == sum(stops) / 20
         assert accuracy[cap - 1] == sum(bool(correct[i, t - 1]) for i, t in enumerate(stops)) / 20
-    np.testing.assert_allclose(mean_steps, mean_steps_when_capped(histogram(exits, 7)), rtol=1e-12)
 
 
 def test_capped_curve_of_a_run_that_never_exits_is_the_fixed_accuracy():
@@ -103,7 +103,7 @@ def test_published_log():
         pytest.skip("the published trace (published_trace.json) is not shipped with the repository")
     published = json.loads(PUBLISHED.read_text())["dynamic_confidence"]
     capped_means = np.array(published["mean_steps_when_capped_at_step"])
-    fractions = histogram_from_capped_means(capped_means)
+    fractions = histogram_behind(capped_means)
     np.testing.assert_allclose(100 * fractions[6:12], [0.12, 3.82, 26.70, 29.96, 13.48, 6.32], atol=1e-9)
     np.testing.assert_allclose(fractions[:6], 0, atol=1e-12)
     assert round(100 * fractions[:21].sum(), 2) == 94.97
@@ -115,7 +115,6 @@ def test_published_log():
     exits = np.repeat(np.arange(1, 28), counts)
     curve, _ = capped_curve(np.ones((10_000, 27), dtype=bool), exits)
     np.testing.assert_array_equal(curve.round(4), capped_means)
-    np.testing.assert_array_equal(mean_steps_when_capped(histogram(exits, 27)).round(4), capped_means)
     assert exits.mean() == 11.5097
     assert round(100 * saving(float(exits.mean()), 27), 1) == 57.4
 
@@ -135,12 +134,6 @@ def test_published_log():
         (lambda: exit_steps(np.zeros((1, 3)), 0.5, np.array([3]), 0), r"min_step is 0, expected 1 or more; count"),
         (lambda: histogram(np.array([1, 4]), 3), r"exit steps have shape \(2,\) and hold 1\.\.4, .* in 1\.\.3"),
         (lambda: histogram(np.array([], dtype=np.int64), 3), r"hold nothing, expected one or more .*; use exit_steps"),
-        (
-            lambda: mean_steps_when_capped(np.zeros(0)),
-            r"the histogram has shape \(0,\), expected \[step\] .*; pass",
-        ),
-        (lambda: histogram_from_capped_means(np.ones((1, 1))), r"the curve of mean steps has shape \(1, 1\), expected"),
-        (lambda: histogram_from_capped_means(np.array([2.0])), r"starts at 2\.0, expected 1 .*; pass every cap from 1"),
         (
             lambda: capped_curve(np.ones((2, 3), dtype=bool), np.array([1])),
             r"correct has shape \(2, 3\) and the exit steps \(1,\), .*; take both from the same trace",

@@ -138,6 +138,18 @@ def test_the_table(network, data):
     )
 
 
+@pytest.mark.parametrize("method", ["qcfs"], indirect=True)
+def test_few_images_are_said(network, data, pixels, label, tmp_path: Path):
+    text = "val.npz: 64 images say little about others: give 100 or more, or let --rule certified say what they can "
+    result = run(network, "--data", data, "--json")
+    assert result.stderr.startswith(text)
+    assert len(result.stderr.splitlines()) == 1
+    assert json.loads(result.stdout)["calibration"]["samples"] == 64
+    assert run(network, "--data", data, "--rule", "certified", "--max-drop", 50).stderr == ""
+    np.savez(tmp_path / "many.npz", image=np.resize(pixels, (100, *pixels.shape[1:])), label=np.resize(label, 100))
+    assert run(network, "--data", tmp_path / "many.npz").stderr == ""
+
+
 def test_max_drop_is_in_points(network, data, pixels, label):
     strict = json.loads(run(network, "--data", data, "--rule", "exact", "--json").stdout)
     loose = json.loads(run(network, "--data", data, "--rule", "exact", "--max-drop", 20, "--json").stdout)

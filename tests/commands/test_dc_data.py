@@ -12,8 +12,8 @@ from support import write_idx
 
 from dynamic_confidence.calib.dc_calibrate import main as calibrate
 from dynamic_confidence.models.checkpoint import load_checkpoint, sha256_of
-from dynamic_confidence.runtime.images import read_array
 from dynamic_confidence.runtime.onnx_file import read_onnx
+from dynamic_confidence.runtime.pixels import read_array
 from dynamic_confidence.toolchain import sets
 from dynamic_confidence.toolchain.data import load_image_set
 from dynamic_confidence.toolchain.dc_data import main

@@ -113,6 +113,30 @@ def test_ranks_from_options_and_from_torchrun(network: Path, data: Path, tmp_pat
     }
 
 
+def test_that_it_goes_on_is_said(network: Path, data: Path, tmp_path: Path):
+    options = (network, "--data", data, "-o", tmp_path / "trace", "--shard-size", 7, "--json")
+    fresh = run(*options)
+    assert "going on" not in fresh.stderr
+    for shard in (1, 4, 5):
+        (tmp_path / "trace" / f"shard-0000{shard}.npz").unlink()
+    part = run(*options, "--rank", 1, "--world-size", 2)
+    assert f"{tmp_path / 'trace'}: 1 of 3 shards of rank 1 are there; going on.\n" in part.stderr
+    again = run(*options)
+    assert f"{tmp_path / 'trace'}: 5 of 6 shards are there; going on.\n" in again.stderr
+    assert again.stdout == fresh.stdout
+    assert "going on" not in run(*options).stderr
+
+
+def test_images_that_the_threshold_was_fitted_to_are_said(network: Path, data: Path, pixels, label, tmp_path: Path):
+    said = []
+    for name in ("test.npz", "validation.npz"):
+        calibrate_file(network, pixels, np.resize(label, 64), data_name=name)
+        said.append(" ".join(run(network, "--data", data, "-o", tmp_path / "trace").stdout.split()))
+    text = "its threshold was fitted to images of that name, test.npz: if they are these, report accuracies on others"
+    assert text in said[0]
+    assert "its threshold was fitted" not in said[1]
+
+
 def test_a_broken_shard_is_said(network: Path, data: Path, tmp_path: Path):
     folder = tmp_path / "trace"
     before = run(network, "--data", data, "-o", folder, "--json").stdout

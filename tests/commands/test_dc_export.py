@@ -242,6 +242,22 @@ def test_a_plan_in_the_same_command(model: Path, tmp_path: Path):
     assert "model_qcfs_int8.plan.json: its manifest; keep both together" in again.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-T", 0), "T = 0, K = 1: expected at least 1 time step"),
+        (("--target", "sm89"), "--target sm89 is for a plan"),
+    ],
+)
+def test_options_are_checked_before_what_is_there(
+    model: Path, exported: Callable[..., Path], tmp_path: Path, options: tuple[object, ...], message: str
+):
+    net = tmp_path / "net.onnx"
+    net.write_bytes(exported().read_bytes())
+    write_calibration(net, Calibration(alpha=6.0, threshold=0.6, data="val"))
+    refused(run(model, *options, "-o", net), message, tmp_path, {"model.pt", "net.onnx"})
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".plan"])
 def test_a_calibration_is_not_lost(model: Path, tmp_path: Path, suffix: str):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")

@@ -155,11 +155,46 @@ def test_grey_images(tmp_path: Path):
     result = run(foreign, "-o", output)
     assert result.exit_code == 2
     assert "--normalisation cifar10: numbers for red, green and blue, but" in result.stderr
-    assert "Expected `--normalisation none`, if it was trained on pixels / 255 as they are" in result.stderr
+    assert "Expected one mean and one standard deviation, such as `--normalisation 0.1307/0.3081`, or" in result.stderr
     result = run(foreign, "--normalisation", "none", "-o", output)
     assert result.exit_code == 0, result.output
     preprocessing = load_checkpoint(output).preprocessing
     assert (preprocessing.color, preprocessing.mean, preprocessing.std) == ("L", (0.0,), (1.0,))
+    assert run(foreign, "--normalisation", "0.1307/0.3081", "-o", output).exit_code == 0
+    preprocessing = load_checkpoint(output).preprocessing
+    assert (preprocessing.color, preprocessing.mean, preprocessing.std) == ("L", (0.1307,), (0.3081,))
+
+
+@pytest.mark.parametrize(
+    ("text", "mean", "std"),
+    [
+        ("none", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ("0.5/0.25", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ("0.5,0.4,0.3/0.2,0.1,1", (0.5, 0.4, 0.3), (0.2, 0.1, 1.0)),
+    ],
+)
+def test_normalisation_in_numbers(tmp_path: Path, text: str, mean: tuple[float, ...], std: tuple[float, ...]):
+    foreign, output = saved(tmp_path, weights()), tmp_path / "model.pt"
+    assert run(foreign, "--normalisation", text, "-o", output).exit_code == 0
+    preprocessing = load_checkpoint(output).preprocessing
+    assert (preprocessing.mean, preprocessing.std) == (mean, std)
+
+
+@pytest.mark.parametrize("text", ["cifar", "", "0.5", "0.5/", "0.5/0.2/0.1", "0.5,0.5/0.2,0.2", "0.5/0.2,0.2,0.2"])
+def test_what_is_no_normalisation(tmp_path: Path, text: str):
+    result = run(saved(tmp_path, weights()), "--normalisation", text, "-o", tmp_path / "model.pt")
+    assert result.exit_code == 2
+    assert f"--normalisation {text}: expected cifar10, cifar100, imagenet, none, or MEAN/STD with" in result.stderr
+    assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("0.5/0", "std [0.0, 0.0, 0.0]"), ("nan/0.2", "mean"), ("0.5/-1", "std [-1.0")]
+)
+def test_a_normalisation_that_cannot_be(tmp_path: Path, text: str, message: str):
+    result = run(saved(tmp_path, weights()), "--normalisation", text, "-o", tmp_path / "model.pt")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
 
 
 def test_a_file_that_holds_itself(tmp_path: Path):
@@ -319,7 +354,7 @@ def test_a_wrong_number_of_class_names(tmp_path: Path):
         (["--bits", "0"], "bits 0: an LSQ quantiser takes 1 to 8 bits"),
         (["--size", "0"], "Invalid value for '--size'"),
         (["--size", "32", "--resize", "16"], "--resize 16: expected at least --size 32"),
-        (["--normalisation", "guess"], "'guess' is not one of 'cifar10', 'cifar100', 'imagenet', 'none'"),
+        (["--normalisation", "guess"], "--normalisation guess: expected cifar10, cifar100, imagenet, none, or"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, options: list[str], message: str):

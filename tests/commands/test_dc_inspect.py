@@ -56,9 +56,18 @@ def test_a_plan(exported: Callable[..., Path], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("net.tflite", "no engine runs '.tflite' files"), ("net.onnx", "no such file"), ("model.pt", "no such file")],
+    [
+        (
+            "net.tflite",
+            "net.tflite: is named '.tflite', expected .pt, .pth, .onnx, .plan. Of checkpoints",
+        ),
+        ("folder.pt", "folder.pt: is a folder, expected .pt, .pth, .onnx, .plan."),
+        ("net.onnx", "no such file"),
+        ("model.pt", "no such file"),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder.pt").mkdir()
     result = run(tmp_path / name)
     assert result.exit_code == 2
     assert message in result.stderr

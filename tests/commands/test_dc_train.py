@@ -17,7 +17,8 @@ from support import assert_same_weights, write_idx
 from dynamic_confidence.models.checkpoint import Checkpoint, load_checkpoint
 from dynamic_confidence.models.qcfs import QCFS
 from dynamic_confidence.models.registry import ARCHITECTURES
-from dynamic_confidence.runtime.images import image_files, pixels_from_image
+from dynamic_confidence.runtime.images import image_files
+from dynamic_confidence.runtime.pixels import pixels_from_image
 from dynamic_confidence.toolchain import train as train_module
 from dynamic_confidence.toolchain.augment import AUGMENTATIONS
 from dynamic_confidence.toolchain.data import ImageSet, load_image_set
@@ -25,6 +26,7 @@ from dynamic_confidence.toolchain.dc_train import main
 from dynamic_confidence.toolchain.recipe import RECIPES, SCHEDULES
 from dynamic_confidence.toolchain.torchvision_sets import SETS
 from dynamic_confidence.toolchain.train import best_path
+from dynamic_confidence.toolchain.training_output import held
 
 
 def run(*arguments: object) -> Result:
@@ -238,6 +240,27 @@ def test_bad_input_ends_before_training(
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_one_output_has_one_training_at_a_time(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train_module, "train", lambda *_, **__: pytest.fail("training began"))
+    output = tmp_path / "model.pt"
+    for option in ("--json", "--fresh"):
+        with held(output):
+            result = run(*tiny(digits, output), option)
+        assert result.exit_code == 2
+        assert "model.pt: another training writes it now. Wait for its end, or choose another place" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_set_without_some_classes_is_said(tmp_path: Path, digits: Path):
+    for name in "0234":
+        (tmp_path / "part").mkdir(exist_ok=True)
+        (tmp_path / "part" / name).symlink_to(digits / "calibration" / name)
+    result = run(*tiny(digits, tmp_path / "model.pt"), "--validation", tmp_path / "part", "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    text = f"{tmp_path / 'part'}: no image of 1, 5, 6, 7, …: the best epoch is chosen without 6 of 10 classes.\n"
+    assert text in result.stderr
 
 
 def test_images_too_small_for_the_network_are_said_before_training(tmp_path: Path, digits: Path):

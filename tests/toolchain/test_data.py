@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from PIL import Image
 from support import write_idx
 
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
-from dynamic_confidence.runtime.images import pixels_from_image
 from dynamic_confidence.runtime.manifest import Preprocessing
+from dynamic_confidence.runtime.pixels import pixels_from_image
 from dynamic_confidence.toolchain import data as data_module
 from dynamic_confidence.toolchain.data import (
     ImageSet,
@@ -87,6 +88,32 @@ def test_statistics_equal_the_definition_and_survive_a_constant_channel():
     np.testing.assert_allclose(mean, (pixels / 255).mean(axis=(0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(std[:2], (pixels / 255).std(axis=(0, 2, 3))[:2], atol=1e-6)
     assert std[2] == 1.0
+
+
+def test_statistics_are_exact_in_little_memory(monkeypatch: pytest.MonkeyPatch):
+    pixels = np.random.default_rng(1).integers(0, 256, (401, 2, 50, 30), np.uint8)
+    whole = pixel_statistics(pixels)
+    monkeypatch.setattr(data_module, "COUNTED_AT_ONCE", 10_000)
+    tracemalloc.start()
+    assert pixel_statistics(pixels) == whole
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150_000 < 8 * pixels[:, 0].size
+    monkeypatch.setattr(data_module, "COUNTED_AT_ONCE", 1)  # less than an image
+    assert pixel_statistics(pixels[:3]) == pixel_statistics(np.concatenate([pixels[:3]] * 2))
+
+
+def test_classes_in_linked_folders(tmp_path: Path):
+    tree = write_tree(tmp_path / "tree")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("a", "b"):
+        (linked / name).symlink_to(tree / name)
+    plain = load_image_set(tree)
+    (tree / "a" / "again").symlink_to(linked)
+    found = load_image_set(linked)
+    assert torch.equal(found.pixels[:], plain.pixels[:])
+    assert torch.equal(found.labels, plain.labels)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

@@ -15,7 +15,7 @@ from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.models.registry import ARCHITECTURES, build
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import Preprocessing
-from dynamic_confidence.toolchain.foreign import ImportPlan, import_checkpoint, plan_import
+from dynamic_confidence.toolchain.foreign import ImportPlan, checkpoint_from_plan, plan_import
 from dynamic_confidence.toolchain.foreign_architecture import READERS
 from dynamic_confidence.toolchain.foreign_layouts import LAYOUTS
 
@@ -28,7 +28,7 @@ def preprocessing(form: str) -> Preprocessing:
 
 
 def imported(state: Any, names: tuple[str, ...] | None = None, **options: int) -> Checkpoint:
-    return import_checkpoint(state, "foreign.pth", preprocessing, names, **options).checkpoint
+    return checkpoint_from_plan(plan_import(state, "foreign.pth"), preprocessing, names, **options)
 
 
 def assert_same_logits(checkpoint: Checkpoint, theirs: nn.Module, side: int = 32) -> None:

@@ -26,7 +26,7 @@ from dynamic_confidence.toolchain.data import ImageSet, load_image_set, split
 from dynamic_confidence.toolchain.distributed import Workers
 from dynamic_confidence.toolchain.pixel_files import PixelFiles
 from dynamic_confidence.toolchain.recipe import TrainingOptions, learning_rate, recipe
-from dynamic_confidence.toolchain.starting_network import quantised_from_float, untrained
+from dynamic_confidence.toolchain.starting_network import continued, untrained
 from dynamic_confidence.toolchain.train import accuracy_of, best_path, torch_device, train
 from dynamic_confidence.toolchain.training_state import EpochReport
 
@@ -146,15 +146,22 @@ def test_scales_get_no_weight_decay_and_are_initialised_once(tmp_path: Path, set
     assert second.notes["before"] == first.notes
 
 
-def test_quantised_from_float_copies_the_weights(tmp_path: Path, sets: Sets):
+def test_a_float_network_is_quantised_with_its_weights_and_a_quantised_one_stays(tmp_path: Path, sets: Sets):
     float_one = train(start(sets, activation="relu"), *sets, TrainingOptions(epochs=1), tmp_path / "state")
-    quantised = quantised_from_float(float_one, bits=3)
+    quantised = continued(float_one, bits=3)
     assert quantised.arguments == {**float_one.arguments, "activation": "lsq", "bits": 3}
     assert all(torch.equal(quantised.state_dict[name], tensor) for name, tensor in float_one.state_dict.items())
     assert all(name.endswith(".scale") for name in quantised.state_dict.keys() - float_one.state_dict.keys())
     assert {m.levels for m in quantised.network().modules() if isinstance(m, LSQ)} == {7}
-    with pytest.raises(DynamicConfidenceError, match=r"the network is quantised already \(activation lsq, bits 3\)"):
-        quantised_from_float(quantised, bits=2)
+    assert continued(quantised) is continued(quantised, "lsq", bits=3) is quantised
+    same = continued(float_one, "relu")
+    assert same.arguments == float_one.arguments
+    assert_same_weights(same, float_one)
+    text = r"the checkpoint is quantised already \(activation lsq, bits 3\)\. Leave --bits out to fine-tune it"
+    with pytest.raises(DynamicConfidenceError, match=text):
+        continued(quantised, bits=2)
+    with pytest.raises(DynamicConfidenceError, match="bits 2: activation 'relu' takes neither bits nor levels"):
+        continued(float_one, "relu", bits=2)
 
 
 def test_a_loss_that_is_not_finite_is_one_error_and_keeps_the_last_good_network(

@@ -17,6 +17,7 @@ FLOAT32_RANGE = 2.0**-126, 2.0**127
 
 Dim = int | str  # "N" is the batch, any other dimension is fixed
 Precision = Literal["fp32", "fp16", "int8"]
+GraphForm = Literal["conv", "matmul"]
 Metric = Literal["max-softmax", "softmax-margin", "logit-margin", "entropy", "patience"]
 
 
@@ -187,9 +188,13 @@ class Numerics(_Record, frozen=True):
     tf32: bool
     grids: tuple[Grid, ...]
     """Layer by layer, the read-out last; none with fp16, whose convolutions round."""
+    form: GraphForm = "conv"
+    """What synapses are: convolutions, or integer matrix products, which ONNX Runtime runs on the CPU only."""
 
     def __post_init__(self) -> None:
         half = self.precision == "fp16"
+        fits = self.form == "conv" or self.precision == "int8"
+        _require(fits, f"form {self.form} with precision {self.precision}: expected conv, or precision int8")
         _require(not (half and self.exact), "exact true with precision fp16: expected false, its convolutions round")
         _require(
             bool(self.grids) != half,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .errors import DynamicConfidenceError
 from .files import write_atomically
-from .manifest import METADATA_KEY, Calibration, Manifest
+from .manifest import METADATA_KEY, Calibration, GraphForm, Manifest
 from .manifest_json import json_from_manifest, manifest_from_json
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 OPSET = 17
 IR_VERSION = 8
+OPSETS: dict[GraphForm, list[tuple[str, int]]] = {
+    "conv": [("", OPSET)],
+    "matmul": [("", OPSET), ("com.microsoft", 1)],
+}
 ALLOWED_OPERATORS = frozenset(
     {
         "Add",
@@ -31,15 +35,19 @@ ALLOWED_OPERATORS = frozenset(
         "Floor",
         "Identity",
         "Mul",
+        "Pad",
         "QuantizeLinear",
         "ReduceL1",
         "ReduceMax",
         "ReduceSum",
         "Reshape",
+        "Slice",
         "Softmax",
         "Split",
         "Sub",
+        "Transpose",
         "Unsqueeze",
+        "com.microsoft.MatMulIntegerToFloat",  # in the form matmul
     }
 )
 """All that an exported graph is made of. None of them holds a graph or a tensor, so nothing hides inside a node."""
@@ -79,12 +87,12 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest]:
             f"{path}: an ONNX file with {len(texts)} manifests where one is expected, so not a network of this "
             "toolchain. Export one with `dc-export model.pt`."
         )
-    foreign = _foreign_part(model)
+    manifest = manifest_from_json(texts[0], str(path))
+    foreign = _foreign_part(model, OPSETS[manifest.numerics.form])
     if foreign is not None:
         raise DynamicConfidenceError(
             f"{path}: holds {foreign}, which no network of this toolchain has. Export it with `dc-export model.pt`."
         )
-    manifest = manifest_from_json(texts[0], str(path))
     if manifest.provenance.graph_sha256 != graph_sha256(model):
         raise DynamicConfidenceError(
             f"{path}: the graph is not the one its manifest describes (provenance.graph_sha256 differs). "
@@ -119,19 +127,20 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     write_atomically(path, bytes_with_manifest(model, msgspec.structs.replace(manifest, calibration=calibration)))
 
 
-def _foreign_part(model: onnx.ModelProto) -> str | None:
+def _foreign_part(model: onnx.ModelProto, expected: list[tuple[str, int]]) -> str | None:
     """Name the first thing that an exported file never holds (docs/contract.md, "The file")."""
     graph = model.graph
     opsets = [(opset.domain, opset.version) for opset in model.opset_import]
-    if model.ir_version != IR_VERSION or opsets != [("", OPSET)]:
-        return f"IR version {model.ir_version} and operator sets {opsets} (expected {IR_VERSION} and {[('', OPSET)]})"
+    if model.ir_version != IR_VERSION or opsets != expected:
+        return f"IR version {model.ir_version} and operator sets {opsets} (expected {IR_VERSION} and {expected})"
     if model.functions or model.training_info or graph.sparse_initializer:
         return "local functions, training information or sparse weights"
     if any(tensor.data_location or tensor.external_data for tensor in graph.initializer):
         return "weights in other files"
     for node in graph.node:
-        if node.domain or node.op_type not in ALLOWED_OPERATORS:
-            return f"the operator '{node.domain}{'.' * bool(node.domain)}{node.op_type}' (node '{node.name}')"
+        operator = f"{node.domain}{'.' * bool(node.domain)}{node.op_type}"
+        if operator not in ALLOWED_OPERATORS:
+            return f"the operator '{operator}' (node '{node.name}')"
         if any(field.name not in _PLAIN_ATTRIBUTE for a in node.attribute for field, _ in a.ListFields()):
             return f"a graph or a tensor inside a node ('{node.name}')"
     return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.cli import command_errors
-from ..runtime.manifest import Precision
+from ..runtime.manifest import GraphForm, Manifest, Precision
 
 if TYPE_CHECKING:
     from .export import Exported
@@ -39,6 +39,14 @@ NOTEWORTHY = 0.02
     show_default=True,
     help="Of the convolutions between spikes: fp32 and int8 are exact, fp16 rounds.",
 )
+@click.option(
+    "--form",
+    type=click.Choice(["conv", "matmul"]),
+    default="conv",
+    show_default=True,
+    help="conv: for every engine; matmul (with --precision int8): the same answers, faster on ONNX Runtime's CPU, "
+    "for nothing else.",
+)
 @click.option("--frames", is_flag=True, help="The input varies in time: [K, N, C, H, W], one frame per step.")
 @click.option("--count-spikes", is_flag=True, help="Return the spikes of each layer and step; qffs: the net count too.")
 @click.option(
@@ -55,7 +63,7 @@ NOTEWORTHY = 0.02
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="[default: MODEL_METHOD.onnx beside MODEL; MODEL_METHOD_int8.onnx in another precision]",
+    help="[default: MODEL_METHOD.onnx beside MODEL; MODEL_METHOD_int8.onnx and the like otherwise]",
 )
 @click.option("--force", is_flag=True, help="Replace a network, or a plan, that has been calibrated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the export.")
@@ -67,6 +75,7 @@ def main(
     steps: int | None,
     steps_per_call: int,
     precision: Precision,
+    form: GraphForm,
     frames: bool,
     count_spikes: bool,
     calibrate_on: Path | None,
@@ -87,7 +96,7 @@ def main(
     Examples:
       dc-export model.pt
       dc-export model.pt --method qffs -o net.onnx
-      dc-export model.pt --precision int8
+      dc-export model.pt --precision int8 --form matmul
       dc-export model.pt -T 32 -K 4 --calibrate-on data/validation
       dc-export model.pt --precision int8 --plan --target sm86,sm89
     """
@@ -109,8 +118,13 @@ def main(
     from .write_plan import describe_plan, plan_path, target_names, write_plan
 
     started = time.perf_counter()
+    options = ExportOptions(method, steps, steps_per_call, frames, count_spikes, precision, form)
+    if targets is not None and not with_plan:
+        raise DynamicConfidenceError(f"--target {targets} is for a plan: add --plan, or leave it out.")
+    if form == "matmul" and with_plan:
+        raise DynamicConfidenceError("--plan with --form matmul: a plan is built of convolutions, leave --form out.")
     checkpoint = load_checkpoint(model)
-    suffix = "" if precision == "fp32" else f"_{precision}"
+    suffix = ("" if precision == "fp32" else f"_{precision}") + ("" if form == "conv" else f"_{form}")
     output = output or model.with_name(f"{model.stem}_{method}{suffix}.onnx")
     if output.suffix != ".onnx":
         raise DynamicConfidenceError(f"{output}: an exported network is named .onnx: -o {output.with_suffix('.onnx')}")
@@ -121,8 +135,6 @@ def main(
     if plan is not None:  # what it needs, before the long work
         open_backend("auto", target_names(targets))
         plan_path(output, plan, force=True)
-    elif targets is not None:
-        raise DynamicConfidenceError(f"--target {targets} is for a plan: add --plan, or leave it out.")
     use_threads(threads, operations_per_batch(checkpoint, CHECK_IMAGES))
     data = None
     if calibrate_on is not None:
@@ -131,7 +143,7 @@ def main(
         exported = export(
             checkpoint,
             sha256_of(model),
-            ExportOptions(method, steps, steps_per_call, frames, count_spikes, precision),
+            options,
             name=output.stem,
             calibration_set=data,
             track=lambda calls: progress(calls, "self-check", total=None),
@@ -200,12 +212,18 @@ def _refuse_calibrated(path: Path) -> None:
         )
 
 
+def _numbers(manifest: Manifest) -> str:
+    """The precision, and the form where it is not the usual one."""
+    numerics = manifest.numerics
+    return numerics.precision if numerics.form == "conv" else f"{numerics.precision} ({numerics.form})"
+
+
 def _text(exported: Exported, facts: dict[str, Any]) -> str:
     """What was written and what was checked, for people."""
     manifest, check = exported.manifest, exported.check
     extent = f"{check.images} images x {check.steps} steps x {check.layers} layers ({check.spikes:,} spikes)"
     made = (
-        f"{facts['output']}: {facts['bytes'] / 1e6:.2f} MB, {manifest.method.name}, {manifest.numerics.precision}, "
+        f"{facts['output']}: {facts['bytes'] / 1e6:.2f} MB, {manifest.method.name}, {_numbers(manifest)}, "
         f"T = {manifest.max_steps}, K = {manifest.steps_per_call}, {facts['seconds']:.1f} s\n"
         f"conversion: with QFFS neurons it settles on the quantised network after {exported.settled} steps (float64)\n"
     )

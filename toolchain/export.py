@@ -19,6 +19,7 @@ from ..runtime.errors import DynamicConfidenceError
 from ..runtime.manifest import (
     VERSION,
     Calibration,
+    GraphForm,
     Grid,
     Input,
     Manifest,
@@ -51,6 +52,18 @@ class ExportOptions:
     frames: bool = False
     count_spikes: bool = False
     precision: Precision = "fp32"
+    form: GraphForm = "conv"
+
+    def __post_init__(self) -> None:
+        if self.steps_per_call < 1 or (self.steps is not None and self.steps < 1):
+            raise DynamicConfidenceError(
+                f"T = {self.steps}, K = {self.steps_per_call}: expected at least 1 time step and 1 step per call."
+            )
+        if self.form == "matmul" and self.precision != "int8":
+            raise DynamicConfidenceError(
+                f"--form matmul with --precision {self.precision}: its matrix products are of integers, expected "
+                "--precision int8. Leave --form out otherwise."
+            )
 
 
 @dataclass(frozen=True)
@@ -83,10 +96,6 @@ def export(
     Raises: DynamicConfidenceError for a network that cannot be converted, CheckFailed when the conversion is not the
     network or the graph is not exact.
     """
-    if options.steps_per_call < 1 or (options.steps is not None and options.steps < 1):
-        raise DynamicConfidenceError(
-            f"T = {options.steps}, K = {options.steps_per_call}: expected at least 1 time step and 1 step per call."
-        )
     network = checkpoint.network()
     converted = snn_from_ann(network, checkpoint.preprocessing, options.method)
     if len(checkpoint.class_names) != converted.readout.shape[0]:
@@ -106,6 +115,7 @@ def export(
             steps_per_call=options.steps_per_call,
             frames=options.frames,
             count_spikes=options.count_spikes,
+            form=options.form,
             probe=probe,
         )
         for probe in (False, True)
@@ -134,7 +144,7 @@ def export(
         method=snn.method,
         class_names=checkpoint.class_names,
         calibration=Calibration(alpha=default_alpha(snn.method, steps), temperature=temperature),
-        numerics=_numerics(options.precision, grids),
+        numerics=_numerics(options, grids),
         provenance=Provenance(
             checkpoint_sha256=checkpoint_sha256,
             graph_sha256=graph_sha256(graph.model),
@@ -147,11 +157,11 @@ def export(
     return Exported(bytes_with_manifest(graph.model, manifest), manifest, settled, check, accuracy)
 
 
-def _numerics(precision: Precision, grids: tuple[Grid, ...]) -> Numerics:
-    if precision == "fp16":
-        return Numerics(precision=precision, exact=False, tf32=False, grids=())
+def _numerics(options: ExportOptions, grids: tuple[Grid, ...]) -> Numerics:
+    if options.precision == "fp16":
+        return Numerics(precision="fp16", exact=False, tf32=False, grids=())
     exact = all(grid.source == "worst case" for grid in grids)
-    return Numerics(precision=precision, exact=exact, tf32=False, grids=grids)
+    return Numerics(precision=options.precision, exact=exact, tf32=False, grids=grids, form=options.form)
 
 
 @torch.no_grad()
@@ -178,6 +188,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "max_steps": manifest.max_steps,
         "steps_per_call": manifest.steps_per_call,
         "precision": manifest.numerics.precision,
+        "form": manifest.numerics.form,
         "exact": manifest.numerics.exact,
         "input": list(manifest.input.shape),
         "states": len(manifest.states),

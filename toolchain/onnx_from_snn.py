@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
 
-from ..runtime.manifest import Dim, Output, State
+from ..runtime.manifest import Dim, GraphForm, Output, State
+from .onnx_conv_form import ConvForm
 from .onnx_graph import GraphBuilder
-from .onnx_neurons import if_neurons, signed_if_neurons
-from .onnx_synapses import synapse_current
-from .snn import INPUT, Layer, Pool, Shape, Snn, Synapse
+from .onnx_matmul_form import MatmulForm
+from .snn import INPUT, Layer, Pool, Snn, Synapse
 
 SCALE_INPUT = "alpha"
+
+
+class Form(Protocol):
+    """How tensors lie, and what a synapse and a neuron are made of; it keeps what every source emits in the call."""
+
+    trains: dict[str, str]
+
+    def neurons(self, layer: Layer, currents: list[str]) -> None:
+        """Add neurons that take one current per step."""
+        ...
+
+    def pool(self, pool: Pool) -> None:
+        """Add the sum of a source over windows."""
+        ...
+
+    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> str:
+        """Add the current, float32, that a synapse makes of its source; `bias` rides in a convolution."""
+        ...
+
+    def bias(self, bias: np.ndarray) -> np.ndarray:
+        """Lay out a bias `[channel, y, x]` like a current of one input."""
+        ...
+
+    def spikes(self, source: str) -> str:
+        """Return what a source emits, float32, `[K * N, …]` with the other axes in any order."""
+        ...
+
+    def probe(self, name: str, source: str) -> None:
+        """Add a tensor of this name, `[K * N, channel, y, x]`, with the spikes of a layer."""
+        ...
+
+
+FORMS: dict[GraphForm, Callable[[GraphBuilder, Snn], Form]] = {"conv": ConvForm, "matmul": MatmulForm}
 
 
 @dataclass(frozen=True)
@@ -29,67 +62,63 @@ class StepGraph:
 
 
 @dataclass(frozen=True)
-class _Train:
-    """What a source emits during the call: `[K * N, channel, y, x]` step by step, or one `[N, …]` for every step."""
-
-    tensor: str
-    constant: bool
-
-
-@dataclass(frozen=True)
 class _Call:
     """What every part of the graph needs to know."""
 
     graph: GraphBuilder
+    form: Form
     snn: Snn
     steps: int
+    frames: bool
     gates: tuple[str, ...] | None
     """Per step `[N, 1, 1, 1]`: 1 while image and biases are injected, 0 afterwards. None: injected in every step."""
+
+    def is_still(self, source: str) -> bool:
+        """Whether the source is one `[N, …]` for all steps of the call."""
+        return source == INPUT and not self.frames
 
     def per_step(self, name: str, tensor: str) -> list[str]:
         """Cut `[K * N, …]` into K tensors `[N, …]`."""
         return [tensor] if self.steps == 1 else self.graph.split(name, tensor, self.steps)
 
-    def batched(self, name: str, tensors: list[str], axis: int = 0) -> str:
-        return tensors[0] if len(tensors) == 1 else self.graph.add("Concat", name, *tensors, axis=axis)
-
 
 def onnx_from_snn(
-    snn: Snn, *, steps_per_call: int = 1, frames: bool = False, count_spikes: bool = False, probe: bool = False
+    snn: Snn,
+    *,
+    steps_per_call: int = 1,
+    frames: bool = False,
+    count_spikes: bool = False,
+    form: GraphForm = "conv",
+    probe: bool = False,
 ) -> StepGraph:
     """Write `steps_per_call` (K) time steps of a spiking network as one ONNX graph.
 
         (input, alpha, *states in) -> (logits, confidence, label, spikes, net_spikes, *states out)
 
-    Convolutions run once, batched over the K steps; only the neurons' recurrence is unrolled. `frames` makes the input
+    Synapses run once, batched over the K steps; only the neurons' recurrence is unrolled. `frames` makes the input
     `[K, N, …]`, one image per step, instead of one `[N, …]` for all. `count_spikes` adds the output `spikes`
-    `[K, N, layer]` (always there for QFFS, whose quiescence exit reads it), and for QFFS `net_spikes`. `probe` adds
-    every spike train as `spikes.<layer>` `[K * N, channel, y, x]`, for the self-check only.
+    `[K, N, layer]` (always there for QFFS, whose quiescence exit reads it), and for QFFS `net_spikes`. `form`: "conv"
+    for every engine; "matmul", faster on ONNX Runtime's CPU for a network in int8. `probe` adds every spike train as
+    `spikes.<layer>` `[K * N, channel, y, x]`, for the self-check only.
     """
     graph = GraphBuilder()
     input_shape: tuple[Dim, ...] = (steps_per_call, "N", *snn.input_shape) if frames else ("N", *snn.input_shape)
     graph.input(INPUT, "uint8", input_shape)
     graph.input(SCALE_INPUT, "float32", ())
-    call = _Call(graph, snn, steps_per_call, _injection_gates(graph, snn, steps_per_call))
-    trains = {INPUT: _pixels(call, frames)}
-    shapes = {INPUT: snn.input_shape, **{node.name: node.shape for node in snn.nodes}}
+    laid = FORMS[form](graph, snn)
+    call = _Call(graph, laid, snn, steps_per_call, frames, _injection_gates(graph, snn, steps_per_call))
+    laid.trains[INPUT] = _pixels(call)
     for node in snn.nodes:
         if isinstance(node, Pool):
-            pooled = _sum_pool(graph, node, trains[node.source].tensor, shapes[node.source])
-            trains[node.name] = _Train(pooled, constant=False)
-            continue
-        currents = _currents(call, node, trains)
-        if snn.method.name == "qcfs":
-            spikes = if_neurons(graph, node, currents)
+            laid.pool(node)
         else:
-            spikes = signed_if_neurons(graph, node, currents, snn.method.levels)
-        trains[node.name] = _Train(call.batched(f"{node.name}/z", spikes), constant=False)
-    _answers(call, _accumulate(call, _currents(call, snn.readout, trains)))
+            laid.neurons(node, _currents(call, node))
+    _answers(call, _accumulate(call, _currents(call, snn.readout)))
     if count_spikes or snn.method.name == "qffs":
-        _spike_counts(call, trains, net=count_spikes and snn.method.name == "qffs")
+        _spike_counts(call, net=count_spikes and snn.method.name == "qffs")
     if probe:
         for layer in snn.layers:
-            graph.add("Identity", f"spikes.{layer.name}", trains[layer.name].tensor)
+            laid.probe(f"spikes.{layer.name}", layer.name)
             graph.debug_output(f"spikes.{layer.name}", "float32", ("K*N", *layer.shape))
     return StepGraph(graph.model("step"), input_shape, tuple(graph.states), tuple(graph.outputs))
 
@@ -107,21 +136,23 @@ def _injection_gates(graph: GraphBuilder, snn: Snn, steps: int) -> tuple[str, ..
     return tuple(gates)
 
 
-def _pixels(call: _Call, frames: bool) -> _Train:
+def _pixels(call: _Call) -> str:
+    """The image `[N, channel, y, x]`, or the frames of the call `[K * N, …]`, in float32."""
     pixels = call.graph.add("Cast", "pixels", INPUT, to=onnx.TensorProto.FLOAT)
-    if not frames:
-        return _Train(pixels, constant=True)
+    if not call.frames:
+        return pixels
     pixels = call.graph.add("Reshape", "pixels/batched", pixels, call.graph.integers(-1, *call.snn.input_shape))
     if call.gates is not None:
-        pixels = call.graph.add("Mul", "pixels/gated", pixels, call.batched("injection/gates", list(call.gates)))
-    return _Train(pixels, constant=False)
+        gates = call.graph.batched("injection/gates", list(call.gates))
+        pixels = call.graph.add("Mul", "pixels/gated", pixels, gates)
+    return pixels
 
 
-def _currents(call: _Call, layer: Layer, trains: dict[str, _Train]) -> list[str]:
-    """The current into a layer, one `[N, channel, y, x]` per step: spikes batched over the steps, injection added."""
+def _currents(call: _Call, layer: Layer) -> list[str]:
+    """The current into a layer, one `[N, …]` per step: spikes batched over the steps, injection added."""
     graph, name = call.graph, layer.name
-    moving = [(i, s) for i, s in enumerate(layer.synapses) if not trains[s.source].constant]
-    steady = [(i, s) for i, s in enumerate(layer.synapses) if trains[s.source].constant]
+    moving = [(i, s) for i, s in enumerate(layer.synapses) if not call.is_still(s.source)]
+    steady = [(i, s) for i, s in enumerate(layer.synapses) if call.is_still(s.source)]
     # A bias that differs from channel to channel only, and enters in every step, rides in a convolution for free; not
     # in half precision, where it would be rounded.
     carriers = [i for i, s in steady or moving if not s.is_identity and s.precision != "fp16"]
@@ -129,11 +160,11 @@ def _currents(call: _Call, layer: Layer, trains: dict[str, _Train]) -> list[str]
     free = {carriers[0]: layer.bias} if rides else {}
 
     def current(synapses: list[tuple[int, Synapse]]) -> list[str]:
-        return [synapse_current(graph, f"{name}/i{i}", s, trains[s.source].tensor, free.get(i)) for i, s in synapses]
+        return [call.form.current(f"{name}/i{i}", s, free.get(i)) for i, s in synapses]
 
     injected = current(steady)
     if not rides and np.any(layer.bias):
-        injected.append(graph.constant(f"{name}/bias", layer.bias[None].astype(np.float32)))
+        injected.append(graph.constant(f"{name}/bias", call.form.bias(layer.bias).astype(np.float32)))
     total = _sum(graph, f"{name}/injected", injected)
     batched = _sum(graph, f"{name}/i", current(moving))
     per_step = call.per_step(f"{name}/i.split", batched) if batched else []
@@ -157,21 +188,6 @@ def _sum(graph: GraphBuilder, name: str, terms: list[str]) -> str | None:
     for index, term in enumerate(terms[1:], start=1):
         total = graph.add("Add", name if index == len(terms) - 1 else f"{name}.{index}", total, term)
     return total
-
-
-def _sum_pool(graph: GraphBuilder, pool: Pool, source: str, source_shape: Shape) -> str:
-    """Sum over windows, in a form whose every intermediate value is exact."""
-    area = math.prod(pool.kernel)
-    if area == 1 and pool.stride == (1, 1):
-        return source
-    if pool.kernel == source_shape[1:] and pool.padding == (0, 0):
-        return graph.add("ReduceSum", f"{pool.name}/sum", source, graph.integers(2, 3), keepdims=1)
-    windows = {"kernel_shape": list(pool.kernel), "strides": list(pool.stride), "pads": [*pool.padding, *pool.padding]}
-    if area & (area - 1) == 0:  # dividing by a power of two is exact
-        mean = graph.add("AveragePool", f"{pool.name}/mean", source, count_include_pad=1, **windows)
-        return graph.add("Mul", f"{pool.name}/sum", mean, graph.scalar(area))
-    ones = graph.constant(f"{pool.name}/ones", np.ones((pool.shape[0], 1, *pool.kernel), np.float32))
-    return graph.add("Conv", f"{pool.name}/sum", source, ones, group=pool.shape[0], **windows)
 
 
 def _accumulate(call: _Call, currents: list[str]) -> list[str]:
@@ -202,16 +218,16 @@ def _answers(call: _Call, totals: list[str]) -> None:
     graph.output("label", "int64", (steps, "N"))
 
 
-def _spike_counts(call: _Call, trains: dict[str, _Train], *, net: bool) -> None:
+def _spike_counts(call: _Call, *, net: bool) -> None:
     """spikes, net_spikes `[K, N, layer]`: sum of |z| and, where `net`, of z, of each layer in each step."""
     graph, layers = call.graph, call.snn.layers
 
     def output(name: str, count: Callable[[str, str], str]) -> None:
         columns = []
         for layer in layers:
-            counted = count(f"{layer.name}/{name}", trains[layer.name].tensor)
+            counted = count(f"{layer.name}/{name}", call.form.spikes(layer.name))
             columns.append(graph.add("Unsqueeze", f"{layer.name}/{name}/column", counted, graph.integers(1)))
-        table = call.batched(f"{name}/table", columns, axis=1)
+        table = columns[0] if len(columns) == 1 else graph.add("Concat", f"{name}/table", *columns, axis=1)
         graph.add("Reshape", name, table, graph.integers(call.steps, -1, len(layers)))
         graph.output(name, "float32", (call.steps, "N", len(layers)))
 

@@ -32,6 +32,13 @@ class GraphBuilder:
         self._names.add(name)
         return name
 
+    def has(self, name: str) -> bool:
+        return name in self._names
+
+    def batched(self, name: str, tensors: list[str]) -> str:
+        """Join tensors along their first axis; one alone stays what it is."""
+        return tensors[0] if len(tensors) == 1 else self.add("Concat", name, *tensors, axis=0)
+
     def split(self, name: str, tensor: str, parts: int) -> list[str]:
         """Cut a tensor into equal parts along its first axis."""
         names = [f"{name}.{part}" for part in range(parts)]
@@ -40,7 +47,7 @@ class GraphBuilder:
 
     def once(self, op: str, name: str, *inputs: str, **attributes: object) -> str:
         """As `add`, unless a node of this name is there already."""
-        return name if name in self._names else self.add(op, name, *inputs, **attributes)
+        return name if self.has(name) else self.add(op, name, *inputs, **attributes)
 
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self._initializers:
@@ -86,9 +93,10 @@ class GraphBuilder:
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, initializer=list(self._initializers.values())
         )
+        domains = {"": OPSET} | {node.domain: 1 for node in self._nodes if node.domain}
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains.items()],
             ir_version=IR_VERSION,
             producer_name="dynamic-confidence",
         )

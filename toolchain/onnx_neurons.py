@@ -16,7 +16,7 @@ def if_neurons(graph: GraphBuilder, layer: Layer, currents: list[str]) -> list[s
     """
     v, v_out = graph.state("v", layer.name, layer.shape, INITIAL_MEMBRANE)
     spikes = []
-    for name, last, current in _steps(layer, currents):
+    for name, last, current in steps_of(layer, currents):
         p = graph.add("Add", f"{name}/p", v, current)
         floor = graph.add("Floor", f"{name}/floor", p)
         z = graph.add("Clip", f"{name}/z", floor, graph.scalar(0), graph.scalar(1))
@@ -33,7 +33,7 @@ def signed_if_neurons(graph: GraphBuilder, layer: Layer, currents: list[str], le
     v, v_out = graph.state("v", layer.name, layer.shape, INITIAL_MEMBRANE)
     n, n_out = graph.state("n", layer.name, layer.shape, 0.0)
     spikes = []
-    for name, last, current in _steps(layer, currents):
+    for name, last, current in steps_of(layer, currents):
         p = graph.add("Add", f"{name}/p", v, current)
         floor = graph.add("Floor", f"{name}/floor", p)
         change = graph.add("Clip", f"{name}/change", floor, graph.scalar(-1), graph.scalar(1))
@@ -46,6 +46,6 @@ def signed_if_neurons(graph: GraphBuilder, layer: Layer, currents: list[str], le
     return spikes
 
 
-def _steps(layer: Layer, currents: list[str]) -> list[tuple[str, bool, str]]:
+def steps_of(layer: Layer, currents: list[str]) -> list[tuple[str, bool, str]]:
     """Name, whether it is the last of the call, and current of every step."""
     return [(f"{layer.name}/step{i}", i == len(currents) - 1, current) for i, current in enumerate(currents)]

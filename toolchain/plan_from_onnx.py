@@ -69,6 +69,11 @@ def plan_from_onnx(
             f"{path}: was exported in {manifest.numerics.precision}, expected {precision}. A plan has the precision of "
             f"its graph: export it again with `dc-export model.pt --precision {precision}`, or leave --precision out."
         )
+    if manifest.numerics.form != "conv":
+        raise DynamicConfidenceError(
+            f"{path}: its form is {manifest.numerics.form}, which only ONNX Runtime runs, on a CPU. Export it again "
+            f"for a plan: `dc-export model.pt --precision {manifest.numerics.precision}`."
+        )
     try:  # before the parser, which takes even an empty file for a network
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -37,6 +37,11 @@ class Synapse:
     def is_identity(self) -> bool:
         return self.weight.ndim == 0
 
+    def integers(self) -> np.ndarray:
+        """int8 `[out, in / groups, kernel y, kernel x]`: the weights in their units."""
+        assert self.unit is not None, "weights that are not int8 have no unit"
+        return np.round(self.weight / self.unit.reshape(-1, 1, 1, 1)).astype(np.int8)
+
     def times(self, factor: np.ndarray) -> Synapse:
         """Scale the current, by one factor or by one per output channel `[out]`."""
         return replace(self, weight=self.weight * (factor.reshape(-1, 1, 1, 1) if factor.ndim else factor))
@@ -80,6 +85,10 @@ class Snn:
     def layers(self) -> tuple[Layer, ...]:
         """The spiking layers."""
         return tuple(node for node in self.nodes if isinstance(node, Layer))
+
+    def shape_of(self, source: str) -> Shape:
+        """[channel, y, x] of the image, a layer or a pool."""
+        return self.input_shape if source == INPUT else next(n.shape for n in self.nodes if n.name == source)
 
     def largest_values(self) -> dict[str, int]:
         """The largest magnitude that each source can emit in one time step, by name."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..engine import EngineOptions, Provider
 from ..errors import BackendMissing, DynamicConfidenceError
 from ..gpu import device_target
+from ..manifest import Manifest
 from ..tensorrt_library import one_line
 
 if TYPE_CHECKING:
@@ -89,6 +90,16 @@ def check_options(path: Path, wanted: EngineOptions) -> None:
         raise DynamicConfidenceError(
             f"--threads {wanted.threads} is for --provider cpu: with {wanted.provider} every operator runs on the GPU. "
             "Leave it out."
+        )
+
+
+def check_form(path: Path, manifest: Manifest, wanted: EngineOptions) -> None:
+    """Raise DynamicConfidenceError for a graph that the provider has no operators for."""
+    numerics = manifest.numerics
+    if numerics.form != "conv" and wanted.provider != "cpu":
+        raise DynamicConfidenceError(
+            f"{path}: its form is {numerics.form}, for the CPU. Leave out --provider {wanted.provider}, or export it "
+            f"again: `dc-export model.pt --precision {numerics.precision}`."
         )
 
 

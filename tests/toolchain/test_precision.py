@@ -11,12 +11,14 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_fields
 from onnx import numpy_helper
+from support import GREY, random_checkpoint
 
 from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import CheckFailed, DynamicConfidenceError
-from dynamic_confidence.runtime.manifest import Numerics
+from dynamic_confidence.runtime.manifest import Method, Numerics
 from dynamic_confidence.runtime.onnx_file import read_onnx
 from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
 from dynamic_confidence.toolchain.export import ExportOptions, export
@@ -24,7 +26,7 @@ from dynamic_confidence.toolchain.onnx_from_snn import onnx_from_snn
 from dynamic_confidence.toolchain.precision import INT8_MAX, reduced
 from dynamic_confidence.toolchain.rounding_check import rounding_check
 from dynamic_confidence.toolchain.snap import snap
-from dynamic_confidence.toolchain.snn import INPUT, Layer, Snn, Synapse
+from dynamic_confidence.toolchain.snn import INPUT, Layer, Pool, Snn, Synapse
 from dynamic_confidence.toolchain.snn_from_ann import snn_from_ann
 
 REDUCED = ("fp16", "int8")
@@ -107,11 +109,12 @@ def reference(exported: Callable[..., Path], pixels: np.ndarray) -> dict[str, tu
 
 @pytest.mark.parametrize("method", ["qcfs", "qffs"])
 @pytest.mark.parametrize(("k", "batch", "threads", "optimize"), [(1, 7, 2, True), (4, 64, 1, True), (4, 7, 2, False)])
+@pytest.mark.parametrize("form", ["conv", "matmul"])
 def test_int8_gives_the_same_bits_whatever_the_engine_does(
-    exported: Callable[..., Path], pixels: np.ndarray, reference, method, k, batch, threads, optimize
+    exported: Callable[..., Path], pixels: np.ndarray, reference, method, k, batch, threads, optimize, form
 ):
     logits, steps = reference[method]
-    path = exported(method=method, precision="int8", steps_per_call=k)
+    path = exported(method=method, precision="int8", steps_per_call=k, form=form)
     count = 28 if batch == 7 else 64
     with open_engine(path, batch=batch, threads=threads, optimize=optimize) as engine:
         policy = policy_from_manifest(engine.manifest, threshold=0.6)
@@ -180,3 +183,43 @@ def test_numerics_that_contradict_themselves(exported: Callable[..., Path], prec
     known = read_onnx(exported())[1].numerics.grids
     with pytest.raises(DynamicConfidenceError, match=message):
         Numerics(precision=precision, exact=exact, tf32=False, grids=known[:grids])
+
+
+def test_the_form_of_matrix_products_is_for_int8(exported: Callable[..., Path]):
+    grids = read_onnx(exported())[1].numerics.grids
+    with pytest.raises(
+        DynamicConfidenceError, match="form matmul with precision fp32: expected conv, or precision int8"
+    ):
+        Numerics(precision="fp32", exact=True, tf32=False, grids=grids, form="matmul")
+    with pytest.raises(
+        DynamicConfidenceError, match="--form matmul with --precision fp16: its matrix products are of int"
+    ):
+        ExportOptions(precision="fp16", form="matmul")
+
+
+@pytest.mark.parametrize(("architecture", "form"), [("vgg16", "cifar"), ("resnet50", "imagenet")])
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+def test_pools_and_bottlenecks_have_the_form_of_matrix_products(architecture: str, form: str, method: str):
+    """The self-check compares it with the oracle and the simulation, spike by spike."""
+    images = replace_fields(GREY, height=32, width=32)
+    checkpoint = random_checkpoint(architecture, images, form=form)
+    made = export(checkpoint, "0" * 64, ExportOptions(method, 4, 2, precision="int8", form="matmul"))
+    operators = {node.op_type for node in onnx.load_model_from_string(made.content).graph.node}
+    assert "MatMulIntegerToFloat" in operators
+    assert made.check.spikes > 1000
+
+
+def test_a_source_of_large_sums_is_convolved_in_float32():
+    """Bytes above 128 could overflow the 16-bit sums of x86 processors without VNNI."""
+    shapes = {"input": (1, 12, 12), "a": (4, 12, 12), "b": (4, 1, 1)}
+    pool = Pool("pool", "a", (12, 12), (12, 12), (0, 0), (4, 1, 1))
+    weight = np.ones((4, 4, 1, 1))
+    first = Layer("a", (Synapse("input", np.ones((4, 1, 1, 1))),), np.zeros((4, 1, 1)), shapes["a"], 1.0)
+    second = Layer(
+        "b", (Synapse("pool", weight, precision="int8", unit=np.ones(4)),), np.zeros((4, 1, 1)), shapes["b"], 1.0
+    )
+    readout = Layer("readout", (Synapse("b", weight),), np.zeros((4, 1, 1)), shapes["b"], 1.0)
+    snn = Snn(Method("qcfs", 3, None), (1, 12, 12), (first, pool, second), readout)
+    operators = [node.op_type for node in onnx_from_snn(snn, form="matmul").model.graph.node]
+    assert "MatMulIntegerToFloat" not in operators
+    assert operators.count("Conv") == 3

@@ -26,6 +26,7 @@ from ...runtime.images import labelled_arrays
 from ...runtime.manifest import Calibration
 from ...runtime.network_file import read_manifest
 from ...toolchain.export import ExportOptions, ann_logits, export
+from .published import CIFAR_SAVING
 
 METHODS = ("qcfs", "qffs")
 RULES: tuple[Rule, ...] = ("safe", "grid", "exact")
@@ -112,19 +113,28 @@ def _row(setting: Setting, trace: Trace, header: TraceHeader, steps: int) -> dic
     current = Calibration(alpha=default_alpha(manifest.method, steps), temperature=manifest.calibration.temperature)
     reports = {rule: calibrate(shorter, current, Goal(rule)) for rule in RULES}
     main = reports[RULES[0]]
+    as_paper = Goal(RULES[0], max_mean_steps=max(1.0, (1 - CIFAR_SAVING[0] / 100) * steps))
+    test = load_trace(setting.test, manifest)
     return {
         "steps": steps,
+        "answers_stand_from": float(standing_from(test.logits[:, :steps].argmax(axis=2)).mean()),
         "rules": {rule: _ruled(setting, header, steps, report.calibration) for rule, report in reports.items()},
+        "saving_as_paper": _ruled(setting, header, steps, calibrate(shorter, current, as_paper).calibration),
         "front": [[point.threshold, point.mean_steps, point.accuracy] for point in main.front],
         "reliability": {
-            when: {
-                "ece": found.ece,
-                "nll": found.nll,
-                "bins": [[b.confidence, b.accuracy, b.count] for b in found.bins],
-            }
+            when: _plain(found)
             for when, found in (("before", main.reliability_before), ("after", main.reliability_after))
         },
     }
+
+
+def standing_from(answers: np.ndarray) -> np.ndarray:
+    """The first step from which an input's answer is the last one's in every step: `[sample, step]` -> `[sample]`.
+
+    No exit that changes no answer, whatever follows, can come before.
+    """
+    other = answers != answers[:, -1:]
+    return np.where(other.any(axis=1), other.shape[1] - other[:, ::-1].argmax(axis=1), 0) + 1
 
 
 def _ruled(setting: Setting, header: TraceHeader, steps: int, calibration: Calibration) -> dict[str, Any]:

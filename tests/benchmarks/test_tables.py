@@ -92,6 +92,10 @@ class Answers:
                 return step
         return last
 
+    def stands_from(self, image: int, steps: int) -> int:
+        answers = self.logits[image, :steps].argmax(axis=1).tolist()
+        return next(step for step in range(1, steps + 1) if set(answers[step - 1 :]) == {answers[-1]})
+
     def accuracy(self, step: int) -> float:
         return sum(self.right(image, step) for image in range(len(self.label))) / len(self.label)
 
@@ -142,7 +146,11 @@ def test_a_row_is_what_the_traces_say(made: Made, method: str):
             assert row is None
             continue
         assert row["steps"] == steps[0]
-        for found in row["rules"].values():
+        stands = [unseen.stands_from(image, steps[0]) for image in range(len(unseen.label))]
+        assert row["answers_stand_from"] == pytest.approx(np.mean(stands))
+        forced = row["saving_as_paper"]["evaluation"]["calibration"]
+        assert forced["expected_mean_steps"] <= max(1.0, 0.59 * steps[0])
+        for found in (*row["rules"].values(), row["saving_as_paper"]):
             assert_row(unseen, found, steps[0], alpha=steps[0] if method == "qcfs" else LEVELS)
 
 

@@ -37,10 +37,15 @@ def main(trace: Path, images: int, splits: int, min_step: int, output: Path | No
     from ..calib.trace_folder import load_trace
     from ..calib.trace_header import read_header
     from ..runtime.cli import progress
+    from ..runtime.errors import DynamicConfidenceError
     from ..runtime.manifest import Calibration, Metric
     from .record import write_record
 
     header, whole = read_header(trace), load_trace(trace)
+    if not 2 <= images < whole.samples:
+        raise DynamicConfidenceError(
+            f"--images {images} of the {whole.samples} of {trace}: expected at least 2, and some left to judge on."
+        )
     alpha = default_alpha(header.method, header.steps)
     cases = {
         f"{metric}, {rule}, no loss": (Goal(rule), Calibration(alpha, metric=metric, min_step=min_step))

@@ -18,7 +18,7 @@ from ..runtime.stepping import run_to_the_end
 from .alpha import check_positive
 from .policy import CalibrationReport, Goal, Rule, sweep
 from .risk_control import fewest_images
-from .temperature import fit_temperature
+from .temperature import BOUNDS, fit_temperature
 from .trace import Trace
 
 BATCH = 64
@@ -167,7 +167,7 @@ def _fitted(trace: Trace, alpha: float, data_name: str) -> float:
     temperature = fit_temperature(trace.logits[:, -1] / np.float32(alpha), trace.label)
     if temperature is None:
         raise DynamicConfidenceError(
-            f"{data_name}: no temperature fits best (every answer is right, for example). Keep the one there is: "
-            "--temperature keep."
+            f"{data_name}: no temperature between {BOUNDS[0]:g} and {BOUNDS[1]:g} fits best at alpha {alpha:g} (every "
+            "answer is right, for example, or alpha is far off). Keep the one there is: --temperature keep."
         )
     return temperature

@@ -12,6 +12,8 @@ from .policy import CalibrationReport, Goal
 from .thresholds import OperatingPoint
 
 ROWS = 12
+FADING = 0.01
+"""Accuracy that more steps may cost before it is said which number of steps was best."""
 
 
 def json_from_report(report: CalibrationReport) -> str:
@@ -52,10 +54,26 @@ def print_report(report: CalibrationReport, goal: Goal, network: Path, data: Pat
         f"{network}: {metric}alpha {calibration.alpha:g}, temperature {calibration.temperature:.4g}, threshold "
         f"{calibration.threshold:.4g}, {first}from {calibration.samples} images of {data}.",
         f"Confidence after the last step: {_reliability(report)}.",
+        *filter(None, [fading(report)]),
         _promise(goal) if goal.rule == "certified" else _warning(report),
         sep="\n",
         highlight=False,
         markup=False,
+    )
+
+
+def fading(report: CalibrationReport) -> str | None:
+    """Say so where further steps make the answers worse; None where they do not.
+
+    With its steps a QCFS network turns into the one without rounding, which may be a bad one.
+    """
+    accuracy = report.accuracy_at_step
+    best = accuracy.index(max(accuracy)) + 1
+    if accuracy[best - 1] - accuracy[-1] <= FADING:
+        return None
+    return (
+        f"More steps make it worse: {100 * accuracy[best - 1]:.2f} % after {best}, {100 * accuracy[-1]:.2f} % after "
+        f"{len(accuracy)}. Export it with -T {best}."
     )
 
 

@@ -112,6 +112,19 @@ def main(
             "say what they can promise.",
             err=True,
         )
+    before = manifest.calibration
+    if rule == "certified" and before.data == title and not (before.rule or "").startswith("certified"):
+        click.echo(
+            f"{title}: alpha, temperature or metric may have been chosen on these images before ({before.rule}). The "
+            "promise holds for images that nothing was chosen on: certify on others.",
+            err=True,
+        )
+    if manifest.schedule is not None:
+        click.echo(
+            f"{network}: its schedule was tuned to the exits of before and is gone. Tune it again: dc-tune {network} "
+            "--data DIR.",
+            err=True,
+        )
     if as_json:
         click.echo(json_from_report(report))
     else:

@@ -80,6 +80,8 @@ class CalibrationReport:
     baseline_steps: float
     """Mean steps without early exit: T, or fewer where a QFFS network falls silent."""
     baseline_accuracy: float
+    accuracy_at_step: list[float]
+    """When every input stops there."""
     bound_steps: float
     bound_accuracy: float
     """The upper bound: an oracle that stops as soon as the answer is right."""
@@ -103,7 +105,8 @@ def calibrate(trace: Trace, current: Calibration, goal: Goal, data_name: str | N
     Raises: DynamicConfidenceError for a goal that the trace cannot meet.
     Source: Dynamic Confidence, section 5.3.3; the exact scan and the safe descent are ours.
     """
-    baseline = float(fixed_accuracy(trace)[-1])
+    accuracy = fixed_accuracy(trace)
+    baseline = float(accuracy[-1])
     if goal.rule == "certified":
         points = certified_points(trace, current.scale, goal.max_drop, goal.delta, current.min_step, current.metric)
         chosen = points[-1]
@@ -132,6 +135,7 @@ def calibrate(trace: Trace, current: Calibration, goal: Goal, data_name: str | N
         front=pareto_front(points),
         baseline_steps=float(trace.last_step.mean()),
         baseline_accuracy=baseline,
+        accuracy_at_step=accuracy.tolist(),
         bound_steps=float(bound_steps[-1]),
         bound_accuracy=float(bound_accuracy[-1]),
         reliability_before=before,

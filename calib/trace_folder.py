@@ -10,6 +10,7 @@ import numpy as np
 
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.files import atomic_path
+from ..runtime.images import listed
 from ..runtime.manifest import Manifest
 from ..runtime.pixels import BROKEN_ARRAY
 from .trace import Trace
@@ -116,7 +117,12 @@ def load_trace(folder: Path, manifest: Manifest | None = None) -> Trace:
         raise DynamicConfidenceError(
             f"{folder}: holds a trace of {header.network} (graph {header.graph_sha256[:12]}), expected one of "
             f"{manifest.name} (graph {manifest.provenance.graph_sha256[:12]}). Make it: "
-            f"`dc-eval net.onnx --data DIR -o DIR`."
+            f"`dc-eval {manifest.name}.onnx --data DIR -o DIR`."
+        )
+    if manifest is not None and manifest.class_names != header.class_names:
+        raise DynamicConfidenceError(
+            f"{folder}: its labels count the classes as {listed(header.class_names)}, the network as "
+            f"{listed(manifest.class_names)}. Trace it again: `dc-eval {manifest.name}.onnx --data DIR -o DIR`."
         )
     logits = np.empty((header.samples, header.steps, len(header.class_names)), np.float32)
     label, last_step = np.empty(header.samples, np.int64), np.empty(header.samples, np.int64)

@@ -81,6 +81,8 @@ def initialise_scales(model: nn.Module, batch: Tensor) -> None:
     Source: Esser et al., "Learned Step Size Quantization", section 2.1.
     """
     hooks = [_initialise_on_input(name, quantiser) for name, quantiser in quantisers(model)]
+    if not hooks:  # a pass would still move the statistics of its normalisations
+        return
     try:
         model(batch)
     finally:

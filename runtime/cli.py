@@ -18,6 +18,7 @@ from .errors import DynamicConfidenceError
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 CUDA_BINDINGS = ("auto", "bindings", "pycuda")
+BACKENDS = ("auto", "onnxruntime", "openvino")
 """As in `runtime.engine.EngineOptions`, which --help must not import."""
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,6 +86,13 @@ def engine_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options that say how an engine is opened; the command takes them as `**engine`, for `open_engine`."""
     for option in reversed(
         (
+            click.option(
+                "--backend",
+                type=click.Choice(BACKENDS),
+                default="auto",
+                show_default=True,
+                help="What runs a .onnx; auto: OpenVINO where it is installed and faster, with the same answers.",
+            ),
             click.option("--threads", type=int, help="CPU threads, for .onnx. [default: the backend's choice]"),
             click.option(
                 "--provider",

@@ -20,7 +20,13 @@ from .cli import command_errors, engine_options
 )
 @click.option("--steps", type=int, help="Largest number of time steps T. [default: as exported]")
 @click.option("--deadline-ms", type=float, help="An anytime answer: start no call that would end later than this.")
-@click.option("--batch", type=int, default=1, show_default=True, help="Inputs that run together.")
+@click.option(
+    "--batch",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Inputs that run at once: when one stops, the next takes its place.",
+)
 @engine_options
 @click.option(
     "--frames",
@@ -61,14 +67,14 @@ def main(
     """
     from .engine import ENGINES, open_engine
     from .errors import DynamicConfidenceError
+    from .exit_policy import policy_from_manifest
     from .report import print_json, print_table
-    from .run import records
-    from .stepping import policy_from_manifest
+    from .run import records, useful_batch
 
     if engine_path is None:
         network = next((path for path in inputs if path.suffix in ENGINES), "net.onnx")
         raise DynamicConfidenceError(f"which network? Name it with --engine {network}.")
-    with open_engine(engine_path, batch=batch, **engine_kind) as engine:
+    with open_engine(engine_path, batch=useful_batch(inputs, batch, frames=frames), **engine_kind) as engine:
         policy = policy_from_manifest(engine.manifest, threshold=threshold, max_steps=steps, deadline_ms=deadline_ms)
         answered = records(engine, inputs, policy, frames=frames)
         failed = print_json(answered) if as_json else print_table(answered, engine, policy, rows)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from .engine import EngineOptions, Provider
 from .engines.onnxruntime_session import KINDS, load_onnxruntime, start_session
+from .engines.openvino import load_openvino, version_of
 from .errors import BackendMissing, DynamicConfidenceError
 from .gpu import cuda_version, device_target, load_driver
 from .plan_file import LIBRARIES, Flavour
@@ -40,6 +41,7 @@ class Finding:
 
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cpu": (("onnxruntime",), ("provider cpu",)),
+    "openvino": (("openvino",),),
     "cuda": (("onnxruntime",), ("driver",), ("gpu",), ("provider cuda",)),
     "tensorrt": (("driver",), ("gpu",), (LIBRARIES["tensorrt"],), tuple(CUDA_PACKAGES)),
     "rtx": (("driver",), ("gpu",), (LIBRARIES["rtx"],), tuple(CUDA_PACKAGES)),
@@ -56,6 +58,7 @@ def diagnose(root: Path = Path("/")) -> list[Finding]:
         *_jetson(root),
         *_gpu(root),
         *_onnxruntime(),
+        _openvino(),
         *(_tensorrt(flavour) for flavour in LIBRARIES),
         *(_cuda_package(name) for name in CUDA_PACKAGES),
     ]
@@ -157,6 +160,20 @@ def _smallest_network() -> bytes:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one_operator", ends[:1], ends[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def _openvino() -> Finding:
+    try:
+        openvino = load_openvino()
+    except BackendMissing as error:
+        state = _absent("openvino")
+        return Finding("openvino", state, _NOT_USABLE[state], str(error))
+    devices = openvino.Core().available_devices
+    found = f"{version_of(openvino)}, with {', '.join(devices) or 'no device'}"
+    if "CPU" not in devices:
+        remedy = "Install OpenVINO again, whole, with `pip install --force-reinstall openvino`."
+        return Finding("openvino", "broken", found, remedy)
+    return Finding("openvino", "ok", found)
 
 
 def _tensorrt(flavour: Flavour) -> Finding:

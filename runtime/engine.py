@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import platform
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol
@@ -12,12 +15,18 @@ import numpy as np
 
 from .errors import DynamicConfidenceError
 from .manifest import Manifest
-from .network_file import by_suffix
+from .network_file import by_suffix, read_manifest
 
 ENGINES = {".onnx": "onnxruntime:OnnxRuntimeEngine", ".plan": "tensorrt:TensorRTEngine"}
 """Suffix of a network file -> `module:Class` in `runtime/engines/`, imported when such a file is opened."""
+BACKENDS = {"onnxruntime": ENGINES[".onnx"], "openvino": "openvino:OpenVinoEngine"}
+"""What runs .onnx files -> the same."""
+Backend = Literal["auto", "onnxruntime", "openvino"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 CudaBinding = Literal["auto", "bindings", "pycuda"]
+X86 = ("x86_64", "AMD64")
+OPENVINO_NEURONS = {"fp32": 2**16, "int8": 2**15}
+"""In all steps of a call; below that ONNX Runtime, which does less beside computing, is as fast or faster."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,10 @@ class EngineOptions:
     """Capture each step as a CUDA graph, for .plan files."""
     speculate: bool = False
     """Start the next step before the host has looked at this one, for .plan files."""
+    backend: Backend = "auto"
+    """What runs a .onnx file; auto: what is fastest here (`onnx_backend`)."""
+    call_sizes: tuple[int, ...] = ()
+    """Which K of a .onnx file that has several; none: as `variants.chosen_call_sizes` says."""
 
     def __post_init__(self) -> None:
         for name, value in (("batch", self.batch), ("threads", self.threads)):
@@ -63,6 +76,7 @@ class Engine(Protocol):
     """Runs an exported network, one call of K steps at a time, on a fixed batch; owns its buffers."""
 
     manifest: Manifest
+    """The network's, with the `call_sizes` that this engine has."""
     batch: int
     backend: str
     """What runs the network, for people: `ONNX Runtime 1.31.1, CPU`."""
@@ -77,9 +91,50 @@ class Engine(Protocol):
         """Put every state to its initial value, forget the image, and take another `scale` (alpha * temperature)."""
         ...
 
-    def step(self, pixels: np.ndarray | None = None) -> StepOutput:
-        """Advance K steps. `pixels` are copied in and stay until the next reset, whose first call needs some."""
+    def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
+        """Advance K = `steps` steps, one of the manifest's `call_sizes`; None: its `steps_per_call`.
+
+        `pixels` are copied in and stay until the next reset, whose first call needs some.
+        """
         ...
+
+    def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        """Start other inputs in these places of the batch, between two calls; the others go on undisturbed.
+
+        The states of `rows` take their initial values, and their images become `pixels`, which are copied in and, like
+        those of `step`, stay until the next reset. What the last call returned stays valid until the next one.
+        Shapes: rows int `[n]`, each once, 0 … batch - 1, in any order, n = 0 too; pixels uint8 `[n, channel, y, x]`:
+        still images, shown in every step, also by a network that takes an image per step.
+        Raises: DynamicConfidenceError for what does not fit (`check_refill`), and before the first call of a reset.
+        """
+        ...
+
+
+def check_steps(engine: Engine, steps: int | None) -> None:
+    """Raise a DynamicConfidenceError unless the engine has a call of so many steps."""
+    sizes = engine.manifest.call_sizes
+    if steps is not None and steps not in sizes:
+        raise DynamicConfidenceError(
+            f"a call of {steps} steps: this engine ({engine.backend}) was opened for {', '.join(map(str, sizes))}. "
+            "Name the calls that it shall have: open_engine(..., call_sizes=(1, 4))."
+        )
+
+
+def check_refill(engine: Engine, rows: np.ndarray, pixels: np.ndarray) -> None:
+    """Raise a DynamicConfidenceError unless `rows` are places of the batch, each once, with an image for each."""
+    places = rows.tolist()
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not set(places) <= set(range(engine.batch)):
+        raise DynamicConfidenceError(
+            f"rows {places}: expected whole numbers from 0 to {engine.batch - 1}, since the batch is {engine.batch}."
+        )
+    if len(set(places)) < len(places):
+        raise DynamicConfidenceError(f"rows {places}: expected each place of the batch once.")
+    wanted = len(places), *engine.manifest.input.preprocessing.shape
+    if pixels.shape != wanted or pixels.dtype != np.uint8:
+        raise DynamicConfidenceError(
+            f"input {pixels.dtype} of shape {list(pixels.shape)} for {len(places)} rows: expected uint8 pixels "
+            f"{list(wanted)}."
+        )
 
 
 def open_engine(
@@ -92,6 +147,8 @@ def open_engine(
     cuda: CudaBinding = "auto",
     cuda_graphs: bool = True,
     speculate: bool = False,
+    backend: Backend = "auto",
+    call_sizes: tuple[int, ...] = (),
 ) -> Engine:
     """Open the engine that runs this file; use it in a `with` block. None of the options changes a result.
 
@@ -99,6 +156,46 @@ def open_engine(
     have, BackendMissing without the library or the device that it needs.
     """
     path = Path(path)
-    options = EngineOptions(batch, threads, optimize, provider, cuda, cuda_graphs, speculate)
-    module, name = by_suffix(ENGINES, path).split(":")
+    options = EngineOptions(batch, threads, optimize, provider, cuda, cuda_graphs, speculate, backend, call_sizes)
+    entry = by_suffix(ENGINES, path)
+    if path.suffix == ".onnx":
+        entry = BACKENDS[onnx_backend(path, options)]
+    module, name = entry.split(":")
     return getattr(import_module(f".engines.{module}", __package__), name)(path, options)
+
+
+def holds_several(path: Path, options: EngineOptions) -> bool:
+    """Whether what would open this .onnx file can make calls of several sizes, in any order."""
+    return options.provider == "cpu" and onnx_backend(path, options) == "onnxruntime"
+
+
+def onnx_backend(path: Path, options: EngineOptions) -> str:
+    """Choose what runs a .onnx file: the name in `BACKENDS`; auto takes what was measured to be faster.
+
+    That is OpenVINO on an x86 processor, for an exact network, where no answer depends on the choice, with at least
+    `OPENVINO_NEURONS` in all steps of a call. Time per step of ONNX Runtime / OpenVINO on one Zen 4 core: 0.7 … 1.3
+    below, 1.05 … 1.4 (fp32) and 1.3 … 4.1 (int8) above (docs/adr/0009-openvino.md). Arm is not measured.
+    ONNX Runtime has the options other than batch, threads and call sizes, and alone holds several sizes. A schedule
+    runs on what it was tuned on. What is not installed is not chosen.
+    """
+    if options.backend != "auto":
+        return options.backend
+    plain = EngineOptions(batch=options.batch, threads=options.threads, call_sizes=options.call_sizes)
+    if options != plain or find_spec("openvino") is None:
+        return "onnxruntime"
+    manifest = read_manifest(path)
+    if manifest.numerics.precision == "fp16" or manifest.numerics.form != "conv":
+        return "onnxruntime"
+    if find_spec("onnxruntime") is None:
+        return "openvino"
+    if manifest.schedule is not None and options.batch == 1 and not options.call_sizes:
+        tuned_on = manifest.schedule.engine.replace(" ", "").lower()
+        if found := [name for name in BACKENDS if tuned_on.startswith(name)]:
+            return found[0]
+    steps, *others = options.call_sizes or (manifest.steps_per_call,)
+    if others:
+        return "onnxruntime"
+    # Membranes start at one half, counters and sums at zero.
+    neurons = sum(math.prod(map(int, state.shape[1:])) for state in manifest.states if state.initial)
+    large = neurons * steps >= OPENVINO_NEURONS[manifest.numerics.precision]
+    return "openvino" if large and manifest.numerics.exact and platform.machine() in X86 else "onnxruntime"

@@ -36,6 +36,15 @@ def score(metric: Metric, logits: np.ndarray, scale: float, run: Run | None) -> 
     return METRICS[metric](logits, scale), None
 
 
+def restarted(run: Run | None, rows: np.ndarray) -> Run | None:
+    """Return the run with these rows `[n]` as before their first step: another input has taken their place."""
+    if run is None:
+        return None
+    label = run.label.copy()
+    label[rows] = -1  # no answer, so the next one starts a run
+    return run._replace(label=label)
+
+
 def softmax_margin(logits: np.ndarray, scale: float) -> np.ndarray:
     """Return how far the two largest softmax probabilities lie apart: p1 - p2 of logits / scale.
 

@@ -158,6 +158,30 @@ class Calibration(_Record, frozen=True):
         return self.alpha * self.temperature
 
 
+class Schedule(_Record, frozen=True):
+    """How many time steps each call of an input takes, one after another: what `dc-tune` found to answer soonest."""
+
+    calls: tuple[int, ...]
+    """Steps of the first call, the second, …; what comes after the last is like it."""
+    cost_ms: tuple[tuple[int, float], ...]
+    """Steps and measured milliseconds of every call there is to choose from."""
+    engine: str
+    """What ran them."""
+    threads: int | None
+    """CPU threads that were asked for; null: the engine's choice."""
+    expected_ms: float
+    """Mean milliseconds until the answer, by the costs and the exits."""
+    measured_ms: float
+
+    def __post_init__(self) -> None:
+        known = [steps for steps, _ in self.cost_ms]
+        _require(len(set(known)) == len(known), f"schedule.cost_ms {known}: a number of steps stands twice")
+        fits = len(self.calls) > 0 and set(self.calls) <= set(known)
+        _require(fits, f"schedule.calls {list(self.calls)}: expected at least one, each with its cost_ms, {known}")
+        times = self.expected_ms, self.measured_ms, *(ms for _, ms in self.cost_ms)
+        _require(all(0 < ms < math.inf for ms in times), f"schedule: {list(times)} ms must be positive and finite")
+
+
 class Grid(_Record, frozen=True):
     """The dyadic grid of one layer: weights, biases, membrane and threshold are multiples of 2^-exponent.
 
@@ -226,6 +250,9 @@ class Manifest(_Record, frozen=True):
     calibration: Calibration
     numerics: Numerics
     provenance: Provenance
+    more_steps_per_call: tuple[int, ...] = ()
+    """Other K, ascending, whose calls the graph holds as well (`variants.py`)."""
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         _require(self.version == VERSION, f"version {self.version}, this release reads version {VERSION}")
@@ -235,8 +262,9 @@ class Manifest(_Record, frozen=True):
         )
         last, first = self.max_steps, self.calibration.min_step
         _require(first <= last, f"calibration.min_step {first}: expected at most max_steps {last}")
-        names = [self.input.name, self.scale_input, *(output.name for output in self.outputs)]
-        names += [name for state in self.states for name in (state.input, state.output)]
+        names = [self.input.name, self.scale_input, *(state.input for state in self.states)]
+        made = [*(state.output for state in self.states), *(output.name for output in self.outputs)]
+        names += made + [name_at(name, k) for k in self.more_steps_per_call for name in made]
         _require(len(set(names)) == len(names), f"inputs, states and outputs {sorted(names)}: a name stands twice")
         steps: tuple[Dim, ...] = (self.steps_per_call, "N")
         image = (*(steps if self.input.frames else steps[1:]), *self.input.preprocessing.shape)
@@ -258,5 +286,29 @@ class Manifest(_Record, frozen=True):
             f"output net_spikes {net_spikes}: expected with qffs only, and of the shape of spikes, {spikes}",
         )
 
+        sizes = self.call_sizes
+        _require(
+            list(sizes) == sorted(set(sizes)),
+            f"more_steps_per_call {list(sizes[1:])}: expected ascending numbers above steps_per_call, {sizes[0]}",
+        )
+        _require(
+            len(sizes) == 1 or not self.input.frames,
+            f"more_steps_per_call {list(sizes[1:])} with frames: expected none, a call takes an image per step",
+        )
+        planned = sizes if self.schedule is None else self.schedule.calls
+        _require(set(planned) <= set(sizes), f"schedule.calls {list(planned)}: expected some of {list(sizes)}")
+        costs = sizes if self.schedule is None else [steps for steps, _ in self.schedule.cost_ms]
+        _require(set(sizes) <= set(costs), f"schedule.cost_ms {list(costs)}: expected all of {list(sizes)}")
+
+    @property
+    def call_sizes(self) -> tuple[int, ...]:
+        """Every K: how many time steps one call may take."""
+        return self.steps_per_call, *self.more_steps_per_call
+
     def has_output(self, name: str) -> bool:
         return any(output.name == name for output in self.outputs)
+
+
+def name_at(name: str, steps: int) -> str:
+    """What a tensor of the graph is called that belongs to the call of `steps`, one of `more_steps_per_call`."""
+    return f"{name}@{steps}"

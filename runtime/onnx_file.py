@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .errors import DynamicConfidenceError
 from .files import write_atomically
-from .manifest import METADATA_KEY, Calibration, GraphForm, Manifest
+from .manifest import METADATA_KEY, Calibration, GraphForm, Manifest, Schedule
 from .manifest_json import json_from_manifest, manifest_from_json
 
 if TYPE_CHECKING:
@@ -120,11 +120,23 @@ def largest_batch(path: Path) -> None:
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Replace the calibration in an exported network; the file is exchanged in one move or not at all."""
+    """Replace the calibration in an exported network; the file is exchanged in one move or not at all.
+
+    A schedule was made for the exits of the calibration before, and goes with it.
+    """
     import msgspec
 
     model, manifest = read_onnx(path)
-    write_atomically(path, bytes_with_manifest(model, msgspec.structs.replace(manifest, calibration=calibration)))
+    changed = msgspec.structs.replace(manifest, calibration=calibration, schedule=None)
+    write_atomically(path, bytes_with_manifest(model, changed))
+
+
+def write_schedule(path: Path, schedule: Schedule) -> None:
+    """Replace the schedule in an exported network; the file is exchanged in one move or not at all."""
+    import msgspec
+
+    model, manifest = read_onnx(path)
+    write_atomically(path, bytes_with_manifest(model, msgspec.structs.replace(manifest, schedule=schedule)))
 
 
 def _foreign_part(model: onnx.ModelProto, expected: list[tuple[str, int]]) -> str | None:

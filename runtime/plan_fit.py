@@ -23,6 +23,7 @@ def check_options(path: Path, manifest: Manifest, built: EngineIdentity, options
         f"provider {options.provider}": options.provider != "cpu",
         f"threads {options.threads}": options.threads is not None,
         "optimize False": not options.optimize,
+        f"backend {options.backend}": options.backend != "auto",
     }
     for option, asked in foreign.items():
         if asked:

@@ -10,8 +10,8 @@ import click
 
 from .cli import progress
 from .engine import Engine
+from .exit_policy import ExitPolicy
 from .run import Record
-from .stepping import ExitPolicy
 
 
 def print_json(records: Iterable[Record]) -> int:

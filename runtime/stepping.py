@@ -2,96 +2,66 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import chain, pairwise, repeat
+from typing import NamedTuple
 
 import numpy as np
 
-from .engine import Engine
+from .engine import Engine, check_steps
 from .errors import DynamicConfidenceError
-from .exit_metrics import score
-from .manifest import Manifest, Metric
+from .exit_metrics import Run
+from .exit_policy import ExitPolicy, Reason, judge, policy_from_manifest, quiet
+from .manifest import Manifest
 
-Reason = Literal["confident", "quiescent", "last step", "deadline"]
 
+class Answer(NamedTuple):
+    """What one input was answered."""
 
-@dataclass(frozen=True)
-class ExitPolicy:
-    """When to stop. See docs/contract.md, "Exit"."""
-
-    scale: float
-    """alpha * temperature: the logits are divided by it before the softmax."""
-    threshold: float
-    """Stop at the first step >= min_step whose score is strictly greater; 1 never stops."""
-    max_steps: int
-    min_step: int = 1
-    metric: Metric = "max-softmax"
-    """What gives the score: the graph's own confidence, or a metric of its logits (`exit_metrics`)."""
-    quiet_after: int | None = None
-    """QFFS: after this step (the injection window) a step without a spike is final. None: no such exit."""
-    deadline_ms: float | None = None
-    """Stop before the call that would end later than this."""
+    label: int
+    confidence: float
+    """The graph's: the largest softmax probability."""
+    score: float
+    """What the threshold is compared with: the confidence, or another metric's score."""
+    steps: int
+    """Time steps until the exit."""
+    ms: float
+    """Wall milliseconds until the exit, from the reset on, or from when the input got its place in a running batch."""
+    reason: Reason
+    logits: np.ndarray
+    """float32 `[class]`"""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a batch of inputs was answered; every array is `[N]` but the logits `[N, class]`."""
+    """What a batch of inputs was answered, as `Answer` has it; every array is `[N]` but the logits `[N, class]`."""
 
     label: np.ndarray
     confidence: np.ndarray
-    """The graph's: the largest softmax probability."""
     score: np.ndarray
-    """What the threshold is compared with: the confidence, or another metric's score."""
     steps: np.ndarray
-    """Time steps until the exit."""
     ms: np.ndarray
-    """Wall milliseconds until the exit, reset included."""
     reason: list[Reason]
     logits: np.ndarray
+    call_ends_ms: list[float]
+    """When each call of the batch was done."""
 
-
-def policy_from_manifest(
-    manifest: Manifest,
-    *,
-    threshold: float | None = None,
-    max_steps: int | None = None,
-    deadline_ms: float | None = None,
-) -> ExitPolicy:
-    """Take the calibrated policy of a network, with what the caller overrides.
-
-    Raises: DynamicConfidenceError for a threshold outside [0, 1], steps outside 1..T or a deadline <= 0.
-    """
-    calibration = manifest.calibration
-    if threshold is None:
-        threshold = calibration.threshold
-    if max_steps is None:
-        max_steps = manifest.max_steps
-    if not 0.0 <= threshold <= 1.0:
-        raise DynamicConfidenceError(
-            f"threshold {threshold:g}: a confidence is a probability, expected a value in [0, 1] (1 never exits early)."
+    def row(self, index: int) -> Answer:
+        """The answer of one input."""
+        return Answer(
+            int(self.label[index]),
+            float(self.confidence[index]),
+            float(self.score[index]),
+            int(self.steps[index]),
+            float(self.ms[index]),
+            self.reason[index],
+            self.logits[index],
         )
-    if not 1 <= max_steps <= manifest.max_steps:
-        raise DynamicConfidenceError(
-            f"steps {max_steps}: expected 1 to {manifest.max_steps}, the number this network was exported for"
-            f"{f' (`dc-export -T {max_steps}` makes another)' if max_steps > 0 else ''}."
-        )
-    if deadline_ms is not None and not deadline_ms > 0:
-        raise DynamicConfidenceError(f"deadline {deadline_ms:g} ms: expected a positive number.")
-    return ExitPolicy(
-        scale=calibration.scale,
-        threshold=threshold,
-        max_steps=max_steps,
-        min_step=calibration.min_step,
-        metric=calibration.metric,
-        quiet_after=manifest.method.injection_steps if manifest.has_output("spikes") else None,
-        deadline_ms=deadline_ms,
-    )
 
 
-def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
+def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequence[int] | None = None) -> Answers:
     """Run a batch until every input has stopped, each at its own step.
 
         exit at the first t >= min_step with score_t > threshold, or when nothing can change any more, or at T, or when
@@ -99,45 +69,70 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Answers:
 
     Shapes: pixels uint8 `[N, channel, height, width]`, or `[T, N, channel, height, width]` for an input that varies in
     time (it ends with its last frame); N at most the engine's batch.
-    Raises: DynamicConfidenceError when the pixels do not fit the network.
+    `calls`: the steps of one call after another, the last repeated; None: the network's schedule where the engine has
+    its calls, else `steps_per_call` always, as does input that varies in time. No answer depends on it.
+    Raises: DynamicConfidenceError when the pixels do not fit the network, or the engine has no such call.
     Source: Dynamic Confidence, section 5 (eq. 1-2); deadline and quiescence: docs/contract.md.
     """
     check_pixels(engine, pixels)
-    started, calls, late, now = time.perf_counter(), 0, False, 0.0
+    calls = _calls(engine, pixels, calls)
+    started, spent, late, now = time.perf_counter(), 0.0, False, 0.0
+    ends: list[float] = []
+    cost = _call_costs(engine.manifest)
     count = pixels.shape[-4]
     label, steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
     confidence, ms = np.zeros(count, np.float32), np.zeros(count)
-    own = policy.metric == "max-softmax"
-    reached, run = confidence if own else np.zeros(count), None
+    reached = np.zeros(count, np.float32 if policy.metric == "max-softmax" else np.float64)
     logits = np.zeros((count, len(engine.manifest.class_names)), np.float32)
     reasons: list[Reason] = ["last step"] * count
     running = np.ones(count, bool)
-    # Some engine's softmax may round to a little more than 1.
-    threshold = policy.threshold if policy.threshold < 1.0 else math.inf
-    for t in _time_steps(engine, pixels, policy):
+    run: Run | None = None
+    for t in _time_steps(engine, pixels, policy, calls):
         if t.starts_call:
-            now, calls = (time.perf_counter() - started) * 1e3, calls + 1
-            # One more call is expected to take as long as the mean of those done.
-            late = policy.deadline_ms is not None and now + now / calls > policy.deadline_ms
-        found = t.confidence
-        if not own:
-            found, run = score(policy.metric, t.logits, policy.scale, run)
-        sure = (found > threshold) & (t.step >= policy.min_step)
+            now, spent = (time.perf_counter() - started) * 1e3, spent + cost[t.call]
+            ends.append(now)
+            # The next call is expected to take as long as those done, for what it costs.
+            late = policy.deadline_ms is not None and now + now / spent * cost[t.next_call] > policy.deadline_ms
+        score, sure, still, run = judge(policy, t.step, t.logits, t.confidence, t.spikes, run)
         over: Reason | None = "last step" if t.last else "deadline" if late and t.ends_call else None
-        stopped = running if over else running & (sure | t.quiet)
+        stopped = running if over else running & (sure | still)
         if not stopped.any():
             continue
-        for source, target in ((t.label, label), (t.confidence, confidence), (t.logits, logits)):
+        for source, target in (
+            (t.label, label),
+            (t.confidence, confidence),
+            (score, reached),
+            (t.logits, logits),
+        ):
             target[stopped] = source[stopped]
-        if not own:
-            reached[stopped] = found[stopped]
         steps[stopped], ms[stopped] = t.step, now
         for index in np.flatnonzero(stopped):
-            reasons[index] = "confident" if sure[index] else "quiescent" if t.quiet[index] else over or "last step"
+            reasons[index] = "confident" if sure[index] else "quiescent" if still[index] else over or "last step"
         running = running & ~stopped
         if not running.any():
             break
-    return Answers(label, confidence, reached, steps, ms, reasons, logits)
+    return Answers(label, confidence, reached, steps, ms, reasons, logits, ends)
+
+
+def _calls(engine: Engine, pixels: np.ndarray, asked: Sequence[int] | None) -> Sequence[int]:
+    """The steps of one call after another; the last is repeated."""
+    manifest = engine.manifest
+    if pixels.ndim == 5:
+        return (manifest.steps_per_call,)
+    if asked is None:
+        return (manifest.steps_per_call,) if manifest.schedule is None else manifest.schedule.calls
+    if not asked:
+        raise DynamicConfidenceError("calls (): expected the steps of at least one call.")
+    for steps in asked:
+        check_steps(engine, steps)
+    return asked
+
+
+def _call_costs(manifest: Manifest) -> Mapping[int, float]:
+    """What a call of each size costs, in any unit: as measured for the schedule, else its steps."""
+    if manifest.schedule is not None:
+        return dict(manifest.schedule.cost_ms)
+    return {size: float(size) for size in manifest.call_sizes}
 
 
 class FullRun(NamedTuple):
@@ -166,9 +161,9 @@ def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> FullRun:
         for output in manifest.outputs
         if output.name in ("spikes", "net_spikes")
     }
-    for t in _time_steps(engine, pixels, policy):
+    for t in _time_steps(engine, pixels, policy, (manifest.steps_per_call,)):
         logits[:, t.step - 1] = t.logits
-        last_step[t.quiet & (last_step == policy.max_steps)] = t.step
+        last_step[quiet(policy, t.step, t.spikes, count) & (last_step == policy.max_steps)] = t.step
         for name, per_step in counts.items():
             per_step[:, t.step - 1] = getattr(t, name)
     totals = {name: per_step.cumsum(axis=1) for name, per_step in counts.items()}
@@ -179,45 +174,48 @@ class _TimeStep(NamedTuple):
     """One time step of a batch: views into the engine's buffers, the inputs that fill up the batch left out."""
 
     step: int
+    call: int
+    """Steps of this call, …"""
+    next_call: int
+    """… and of the one after it."""
     starts_call: bool
     ends_call: bool
     last: bool
     logits: np.ndarray
     confidence: np.ndarray
     label: np.ndarray
-    quiet: np.ndarray
-    """`[N]`: no neuron fired and no injection is left, so nothing can change any more."""
     spikes: np.ndarray | None
     """`[N, layer]`, as `StepOutput` has them; None when the network does not count them."""
     net_spikes: np.ndarray | None
 
 
-def _time_steps(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> Iterator[_TimeStep]:
+def _time_steps(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, calls: Sequence[int]) -> Iterator[_TimeStep]:
     """Reset the engine and yield every time step, whatever the number of steps per call."""
     manifest, count, moving = engine.manifest, pixels.shape[-4], pixels.ndim == 5
     final = policy.max_steps
     if moving and manifest.method.injection_steps is None:
         # A QFFS network goes on after its last frame: what was injected is still on its way.
         final = min(final, len(pixels))
-    nothing_quiet = np.zeros(count, bool)
     engine.reset(policy.scale)
-    for first in range(0, final, manifest.steps_per_call):
+    sizes, first = chain(calls, repeat(calls[-1])), 0
+    for call, following in pairwise(sizes):
         # A still image is handed over once; the engine keeps it.
-        new = _call_input(pixels, first, engine) if moving or first == 0 else None
-        output = engine.step(new)
-        used = min(manifest.steps_per_call, final - first)
+        new = call_input(pixels, first, engine) if moving or first == 0 else None
+        output = engine.step(new) if call == manifest.steps_per_call else engine.step(new, call)
+        used = min(call, final - first)
         for k in range(used):
-            step, quiet = first + k + 1, nothing_quiet
-            spikes, net_spikes = (
-                None if counts is None else counts[k, :count] for counts in (output.spikes, output.net_spikes)
-            )
-            if policy.quiet_after is not None and step > policy.quiet_after and spikes is not None:
-                quiet = spikes.sum(axis=-1) == 0
+            step = first + k + 1
             values = output.logits[k, :count], output.confidence[k, :count], output.label[k, :count]
-            yield _TimeStep(step, k == 0, k == used - 1, step == final, *values, quiet, spikes, net_spikes)
+            spikes = None if output.spikes is None else output.spikes[k, :count]
+            net_spikes = None if output.net_spikes is None else output.net_spikes[k, :count]
+            ends = k == used - 1
+            yield _TimeStep(step, call, following, k == 0, ends, step == final, *values, spikes, net_spikes)
+        first += call
+        if first >= final:
+            return
 
 
-def _call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
+def call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
     """What the call after `first` steps takes: missing inputs are black, after the last frame it stays."""
     frames = pixels if pixels.ndim == 5 else pixels[None]
     steps = first + np.arange(engine.manifest.steps_per_call)

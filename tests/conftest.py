@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from dynamic_confidence.runtime.manifest import Preprocessing
 from dynamic_confidence.toolchain.digits import write_digits
 from dynamic_confidence.toolchain.export import ExportOptions, export
 
+# OpenVINO would report every import to its makers (runtime/engines/openvino.py); some tests import it by themselves.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 # Small networks: two threads wait for each other longer than they compute, above all when tests share the cores.
 torch.set_num_threads(1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -116,15 +116,19 @@ def reads_late(tensors: Tensors) -> None:
 NETWORKS = (scribbles_first, reads_late)
 
 
-def plain_call(manifest: Manifest, layout: Layout, scale: float) -> Callable[[int | np.ndarray | None], Tensors]:
+class PlainNetwork:
     """The same network with its states passed by value: a function of the next image (None: it stays)."""
-    table = layout.tensors[0]
-    tensors = {name: np.zeros(place.shape, place.dtype) for name, place in table.items()}
-    tensors["alpha"][...] = scale
-    for state in manifest.states:
-        tensors[state.input][...] = state.initial
 
-    def call(image: int | np.ndarray | None) -> Tensors:
+    def __init__(self, manifest: Manifest, layout: Layout, scale: float) -> None:
+        table = layout.tensors[0]
+        self._manifest = manifest
+        self._tensors = {name: np.zeros(place.shape, place.dtype) for name, place in table.items()}
+        self._tensors["alpha"][...] = scale
+        for state in manifest.states:
+            self._tensors[state.input][...] = state.initial
+
+    def __call__(self, image: int | np.ndarray | None) -> Tensors:
+        tensors = self._tensors
         if image is not None:
             tensors["input"][...] = image
         done = tensors | new_states(tensors)
@@ -132,4 +136,7 @@ def plain_call(manifest: Manifest, layout: Layout, scale: float) -> Callable[[in
             tensors[source] = done[target]
         return done
 
-    return call
+    def refill(self, rows: Sequence[int], image: int) -> None:
+        self._tensors["input"][..., list(rows), :, :, :] = image
+        for state in self._manifest.states:
+            self._tensors[state.input][list(rows)] = state.initial

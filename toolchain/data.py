@@ -230,8 +230,9 @@ def _class_names(path: Path) -> tuple[str, ...]:
     for folder in folders:
         files = image_files(folder)  # a class without an image would be a class that is never learned
         if all(file.parent != folder for file in files):
+            meant = next((each for each in folders if each.name == "train"), folder)
             raise DynamicConfidenceError(
                 f"{path}: its folders hold folders ({listed([each.name for each in folders])}), not images. "
-                f"Expected one folder of images per class; did you mean {folder}?"
+                f"Expected one folder of images per class; did you mean {meant}?"
             )
     return tuple(folder.name for folder in folders)

@@ -33,6 +33,12 @@ from ..runtime.manifest import Precision
     help="Refuse a NETWORK of another one; it is chosen by `dc-export --precision`. [default: as exported]",
 )
 @click.option(
+    "-K",
+    "--steps-per-call",
+    type=int,
+    help="Which K, of a NETWORK that has several; a plan has one. [default: the smallest]",
+)
+@click.option(
     "--timing-cache/--no-timing-cache",
     default=True,
     show_default=True,
@@ -49,6 +55,7 @@ def main(
     targets: str | None,
     batch: int,
     precision: Precision | None,
+    steps_per_call: int | None,
     timing_cache: bool,
     force: bool,
     as_json: bool,
@@ -64,6 +71,7 @@ def main(
       dc-build net.onnx -o net.plan --flavour rtx --target sm86,sm89
       dc-build net.onnx --target current --batch 16 --force
       dc-build net_int8.onnx --precision int8
+      dc-build net.onnx -K 4 -o net_k4.plan
     """
     import json
 
@@ -76,6 +84,7 @@ def main(
         targets=target_names(targets),
         batch=batch,
         precision=precision,
+        steps_per_call=steps_per_call,
         timing_cache=timing_cache,
         force=force,
     )

@@ -11,6 +11,7 @@ from ..runtime.cli import command_errors
 from ..runtime.manifest import GraphForm, Manifest, Precision
 
 if TYPE_CHECKING:
+    from ..calib.policy import CalibrationReport
     from .export import Exported
 
 NOTEWORTHY = 0.02
@@ -30,7 +31,11 @@ NOTEWORTHY = 0.02
     "-T", "--steps", type=int, help="Largest number of time steps. [default: 16 (qcfs), enough to settle (qffs)]"
 )
 @click.option(
-    "-K", "--steps-per-call", type=int, default=1, show_default=True, help="Time steps in one call of the graph."
+    "-K",
+    "--steps-per-call",
+    default="1",
+    show_default=True,
+    help="Time steps in one call of the graph. Several, such as 1,4,8: one file with calls of each, for `dc-tune`.",
 )
 @click.option(
     "--precision",
@@ -73,7 +78,7 @@ def main(
     model: Path,
     method: str,
     steps: int | None,
-    steps_per_call: int,
+    steps_per_call: str,
     precision: Precision,
     form: GraphForm,
     frames: bool,
@@ -98,6 +103,7 @@ def main(
       dc-export model.pt --method qffs -o net.onnx
       dc-export model.pt --precision int8 --form matmul
       dc-export model.pt -T 32 -K 4 --calibrate-on data/validation
+      dc-export model.pt -K 1,2,4,8 --calibrate-on data/validation
       dc-export model.pt --precision int8 --plan --target sm86,sm89
     """
     import json
@@ -118,7 +124,8 @@ def main(
     from .write_plan import describe_plan, plan_path, target_names, write_plan
 
     started = time.perf_counter()
-    options = ExportOptions(method, steps, steps_per_call, frames, count_spikes, precision, form)
+    first, *more = _call_sizes(steps_per_call)
+    options = ExportOptions(method, steps, first, frames, count_spikes, precision, form, tuple(more))
     if targets is not None and not with_plan:
         raise DynamicConfidenceError(f"--target {targets} is for a plan: add --plan, or leave it out.")
     if form == "matmul" and with_plan:
@@ -149,10 +156,10 @@ def main(
             track=lambda calls: progress(calls, "self-check", total=None),
         )
         part.write_bytes(exported.content)
-        calibration, spiking_accuracy = exported.manifest.calibration, None
+        calibration, report = exported.manifest.calibration, None
         if data is not None and calibrate_on is not None:
             report = calibrate_file(part, *data, data_name=calibrate_on.name, threads=threads)
-            calibration, spiking_accuracy = report.calibration, report.baseline_accuracy
+            calibration = report.calibration
     facts: dict[str, Any] = {
         "output": str(output),
         "bytes": len(exported.content),
@@ -160,7 +167,10 @@ def main(
         "calibration": msgspec.to_builtins(calibration),
         "settles_on_the_quantised_network_after": exported.settled,
         "self_check": msgspec.to_builtins(exported.check),
-        "accuracy_on_calibration_data": {"quantised": exported.quantised_accuracy, "spiking": spiking_accuracy},
+        "accuracy_on_calibration_data": {
+            "quantised": exported.quantised_accuracy,
+            "spiking": report and report.baseline_accuracy,
+        },
         "seconds": round(time.perf_counter() - started, 2),
     }
     if not as_json:  # before the plan, which may fail when the network is there
@@ -171,25 +181,42 @@ def main(
         return
     if built is not None:
         click.echo(describe_plan(built))
-    if calibration.data is None:
+    if report is None:
         again = "" if plan is None else f", then dc-build {output} --force: the plan has a calibration of its own"
         next_step = f"dc-calibrate {shlex.quote(str(output))} --data DIR{again}"
         click.echo(f"next: {next_step}   (until then every input runs all its steps)")
     else:
-        click.echo(_accuracies(exported, spiking_accuracy or 0.0))
+        click.echo(_accuracies(exported, report))
         click.echo(
             f"calibrated on {calibration.samples} images of {calibrate_on}: temperature {calibration.temperature:.4g}, "
             f"threshold {calibration.threshold:.4g}, there {calibration.expected_mean_steps:.2f} steps and "
             f"{100 * (calibration.expected_accuracy or 0):.2f} % on average; report accuracies on other images"
         )
+        if more:
+            click.echo(f"next: dc-tune {shlex.quote(str(output))} --data DIR   (until then calls take {first} steps)")
 
 
-def _accuracies(exported: Exported, spiking: float) -> str:
+def _call_sizes(text: str) -> list[int]:
+    """`4,1,8` -> `[1, 4, 8]`."""
+    from ..runtime.errors import DynamicConfidenceError
+
+    try:
+        return sorted(int(part) for part in text.split(","))
+    except ValueError:
+        raise DynamicConfidenceError(f"-K {text}: expected time steps per call, such as 4 or 1,4,8.") from None
+
+
+def _accuracies(exported: Exported, report: CalibrationReport) -> str:
     """What the conversion cost, where there were labelled images, and what to do when that is much."""
+    from ..calib.calibration_report import fading
+
     quantised, steps, method = exported.quantised_accuracy or 0.0, exported.manifest.max_steps, exported.manifest.method
+    spiking = report.baseline_accuracy
     text = (
         f"accuracy there: quantised network {100 * quantised:.2f} %, spiking {100 * spiking:.2f} % after {steps} steps"
     )
+    if worse := fading(report):
+        return f"{text}. {worse}"
     if quantised - spiking <= NOTEWORTHY:
         return text
     other = " or --method qffs" if method.name == "qcfs" else ""
@@ -224,7 +251,7 @@ def _text(exported: Exported, facts: dict[str, Any]) -> str:
     extent = f"{check.images} images x {check.steps} steps x {check.layers} layers ({check.spikes:,} spikes)"
     made = (
         f"{facts['output']}: {facts['bytes'] / 1e6:.2f} MB, {manifest.method.name}, {_numbers(manifest)}, "
-        f"T = {manifest.max_steps}, K = {manifest.steps_per_call}, {facts['seconds']:.1f} s\n"
+        f"T = {manifest.max_steps}, K = {', '.join(map(str, manifest.call_sizes))}, {facts['seconds']:.1f} s\n"
         f"conversion: with QFFS neurons it settles on the quantised network after {exported.settled} steps (float64)\n"
     )
     if manifest.numerics.precision == "fp16":

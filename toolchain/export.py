@@ -29,9 +29,11 @@ from ..runtime.manifest import (
     Provenance,
 )
 from ..runtime.onnx_file import bytes_with_manifest, graph_sha256
+from ..runtime.variants import variant
 from .conversion_check import check_conversion
 from .data import normalised
-from .onnx_from_snn import SCALE_INPUT, onnx_from_snn
+from .onnx_from_snn import SCALE_INPUT, StepGraph, onnx_from_snn
+from .onnx_joined import joined
 from .rounding_check import rounding_check
 from .self_check import CheckReport, self_check, synthetic_pixels
 from .snap import snap
@@ -53,17 +55,31 @@ class ExportOptions:
     count_spikes: bool = False
     precision: Precision = "fp32"
     form: GraphForm = "conv"
+    more_steps_per_call: tuple[int, ...] = ()
+    """Other K that the file holds as well."""
 
     def __post_init__(self) -> None:
-        if self.steps_per_call < 1 or (self.steps is not None and self.steps < 1):
+        sizes = self.call_sizes
+        if min(sizes) < 1 or (self.steps is not None and self.steps < 1):
             raise DynamicConfidenceError(
-                f"T = {self.steps}, K = {self.steps_per_call}: expected at least 1 time step and 1 step per call."
+                f"T = {self.steps}, K = {_listed(sizes)}: expected at least 1 time step and 1 step per call."
+            )
+        if list(sizes) != sorted(set(sizes)):
+            raise DynamicConfidenceError(f"K = {_listed(sizes)}: expected each once, the smallest first.")
+        if len(sizes) > 1 and self.frames:
+            raise DynamicConfidenceError(
+                f"--frames with K = {_listed(sizes)}: its calls take an image for each of their steps, so the file has "
+                f"one K. Give one: -K {sizes[-1]}."
             )
         if self.form == "matmul" and self.precision != "int8":
             raise DynamicConfidenceError(
                 f"--form matmul with --precision {self.precision}: its matrix products are of integers, expected "
                 "--precision int8. Leave --form out otherwise."
             )
+
+    @property
+    def call_sizes(self) -> tuple[int, ...]:
+        return self.steps_per_call, *self.more_steps_per_call
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,7 @@ class Exported:
     settled: int
     """Time steps after which the network's QFFS form computed what the quantised network does, to float64 rounding."""
     check: CheckReport
+    """Of the first K; the others, where there are such, gave the same."""
     quantised_accuracy: float | None
     """Of the quantised network on the calibration set, a fraction; None without one."""
 
@@ -104,22 +121,18 @@ def export(
         )
     steps = options.steps or default_steps(options.method, converted.method.levels, len(converted.layers))
     pixels = None if calibration_set is None else calibration_set[0]
-    count = int(np.clip(CHECK_BUDGET / (macs_per_step(converted) * steps), 1, CHECK_IMAGES))
+    sizes = options.call_sizes
+    count = int(np.clip(CHECK_BUDGET / (macs_per_step(converted) * steps * len(sizes)), 1, CHECK_IMAGES))
     images = synthetic_pixels(converted.input_shape, count) if pixels is None else pixels[:count]
     settled = check_conversion(network, checkpoint.preprocessing, images[:2])
     # Not for the steps a last call does beyond T: nobody reads them, and the network must not depend on K.
     snn, grids = snap(converted, steps, pixels, options.precision)
-    graph, probed = (
-        onnx_from_snn(
-            snn,
-            steps_per_call=options.steps_per_call,
-            frames=options.frames,
-            count_spikes=options.count_spikes,
-            form=options.form,
-            probe=probe,
-        )
-        for probe in (False, True)
-    )
+
+    def written(size: int, *, probe: bool = False) -> StepGraph:
+        kind = {"frames": options.frames, "count_spikes": options.count_spikes, "form": options.form}
+        return onnx_from_snn(snn, steps_per_call=size, probe=probe, **kind)
+
+    graph = joined({size: written(size) for size in sizes})
     temperature, accuracy = 1.0, None
     if calibration_set is not None and pixels is not None:
         logits, label = ann_logits(network, checkpoint.preprocessing, pixels), calibration_set[1]
@@ -151,10 +164,14 @@ def export(
             architecture=checkpoint.architecture,
             tools={"dynamic-confidence": __version__, "onnx": onnx.__version__, "torch": str(torch.__version__)},
         ),
+        more_steps_per_call=options.more_steps_per_call,
     )
     check_form = rounding_check if options.precision == "fp16" else self_check
-    check = check_form(snn, graph.model, probed.model, manifest, images, track)
-    return Exported(bytes_with_manifest(graph.model, manifest), manifest, settled, check, accuracy)
+    checks = []
+    for size in sizes:
+        alone, described = variant(graph.model, manifest, size)
+        checks.append(check_form(snn, alone, written(size, probe=True).model, described, images, track))
+    return Exported(bytes_with_manifest(graph.model, manifest), manifest, settled, checks[0], accuracy)
 
 
 def _numerics(options: ExportOptions, grids: tuple[Grid, ...]) -> Numerics:
@@ -169,6 +186,10 @@ def ann_logits(network: nn.Module, preprocessing: Preprocessing, pixels: np.ndar
     """Logits `[image, class]` of the quantised network itself on uint8 pixels `[image, channel, y, x]`."""
     batches = (torch.from_numpy(pixels[start : start + batch]) for start in range(0, len(pixels), batch))
     return torch.cat([network(normalised(part, preprocessing)) for part in batches]).flatten(1).numpy()
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return ",".join(map(str, sizes))
 
 
 def macs_per_step(snn: Snn) -> int:
@@ -187,6 +208,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "method": manifest.method.name,
         "max_steps": manifest.max_steps,
         "steps_per_call": manifest.steps_per_call,
+        "more_steps_per_call": list(manifest.more_steps_per_call),
         "precision": manifest.numerics.precision,
         "form": manifest.numerics.form,
         "exact": manifest.numerics.exact,

@@ -87,9 +87,9 @@ def _faults(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
                 name,
                 f"holds {int((~finite).sum())} numbers that are NaN or infinite in float32, expected none",
             )
-        elif name.endswith("running_var") and (least := float(tensor.min())) < 0:
+        elif name.endswith("running_var") and (least := float(tensor.detach().min())) < 0:
             yield name, f"holds {least:g}, expected a variance, which is at least 0"
-        elif name.endswith(LEARNED) and (least := float(tensor.min())) <= 0:
+        elif name.endswith(LEARNED) and (least := float(tensor.detach().min())) <= 0:
             yield name, f"(a quantiser's learned {name.rsplit('.', 1)[1]}) is {least:g}, expected a positive number"
 
 

@@ -20,6 +20,7 @@ from ..runtime.onnx_file import read_onnx
 from ..runtime.plan_file import EngineIdentity, Sidecar, plan_header
 from ..runtime.signature import signature_of_manifest
 from ..runtime.tensorrt_library import one_line
+from ..runtime.variants import variant
 from .plan_backend import Backend, open_backend
 from .plan_worker import Answer, Built, Failure, Job, Progress, Report
 from .timing_cache import read_timings, timing_cache_path, write_timings
@@ -47,15 +48,17 @@ def plan_from_onnx(
     targets: tuple[str, ...] = (),
     batch: int = 1,
     precision: Precision | None = None,
+    steps_per_call: int | None = None,
     timing_cache: bool = True,
     report: Report = lambda phase, done, total: None,
 ) -> Plan:
     """Build a plan for `batch` inputs at most; TensorRT-RTX needs no GPU for that. The plan is not written.
 
     `flavour` is tensorrt, rtx or auto; `targets` are compute capabilities such as `sm89` (`plan_backend.open_backend`
-    has the defaults). A plan has the precision of its graph; `precision` says which that must be. `timing_cache` keeps
-    TensorRT's timings of kernels in the user's cache folder; TensorRT-RTX measures none. From the same network it
-    builds the same bytes usually, not always (docs/adr/0005-plans.md).
+    has the defaults). A plan has the precision of its graph; `precision` says which that must be. It has one K;
+    `steps_per_call` chooses of a network that has several (None: the first). `timing_cache` keeps TensorRT's timings of
+    kernels in the user's cache folder; TensorRT-RTX measures none. From the same network it builds the same bytes
+    usually, not always (docs/adr/0005-plans.md).
     Raises: DynamicConfidenceError for a file that is no exported network or that TensorRT refuses, BackendMissing
     without the library or the GPU it needs, CheckFailed when the parsed network is not the one the manifest describes.
     """
@@ -63,7 +66,8 @@ def plan_from_onnx(
 
     if not 1 <= batch <= LARGEST_BATCH:
         raise DynamicConfidenceError(f"batch {batch}: expected 1 to {LARGEST_BATCH}.")
-    model, manifest = read_onnx(path)
+    whole, manifest = read_onnx(path)
+    model, manifest = variant(whole, manifest, manifest.steps_per_call if steps_per_call is None else steps_per_call)
     if precision not in (None, manifest.numerics.precision):
         raise DynamicConfidenceError(
             f"{path}: was exported in {manifest.numerics.precision}, expected {precision}. A plan has the precision of "
@@ -94,7 +98,7 @@ def plan_from_onnx(
         expected=signature_of_manifest(manifest),
         timings=timings,
     )
-    source = model.SerializeToString(deterministic=True)  # the bytes of the file, as `dc-export` writes it
+    source = model.SerializeToString(deterministic=True)
     built = _build_alone(backend, job, source, report)
     content = built.plan
     header = plan_header(content)
@@ -109,7 +113,7 @@ def plan_from_onnx(
         targets=backend.targets,
         batch=batch,
         onnx=path.name,
-        onnx_sha256=hashlib.sha256(source).hexdigest(),
+        onnx_sha256=hashlib.sha256(whole.SerializeToString(deterministic=True)).hexdigest(),  # as `dc-export` wrote it
         plan_sha256=hashlib.sha256(content).hexdigest(),
     )
     notes = [said, built.note]

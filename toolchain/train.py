@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..models.checkpoint import Checkpoint, save_checkpoint
 from ..models.quantiser import initialise_scales, positive_scales, quantisers, scales_are_fresh
 from ..runtime.errors import BackendMissing, DynamicConfidenceError
+from ..runtime.images import listed
 from .augment import drawn, shifted
 from .data import ImageSet, normalised
 from .distributed import Workers
@@ -51,6 +52,7 @@ def train(
     network = checkpoint.network().to(place)
     check_fit(network, checkpoint, train_set)
     _check_batch(len(train_set), options, team)
+    _check_classes(train_set)
     optimizer = _optimizer(network, options)
     origin = origin_of(checkpoint, train_set, validation_set, asdict(options))
     progress = resumed(state_path, origin, network, optimizer) if state_path.exists() else Progress()
@@ -98,11 +100,19 @@ def best_path(state_path: Path) -> Path:
 
 @torch.no_grad()
 def accuracy_of(network: nn.Module, image_set: ImageSet) -> float:
-    """Return the share (0..1) of images the network, switched to evaluation mode, classifies correctly."""
+    """Return the share (0..1) of images the network, switched to evaluation mode, classifies correctly.
+
+    Raises: DynamicConfidenceError for answers that are no finite numbers: its training has diverged.
+    """
     place = _device_of(network.eval())
     right = 0
     for images in _in_advance(image_set, torch.arange(len(image_set)).split(_EVALUATION_BATCH)):
         logits = network(normalised(images.pixels[:].to(place), image_set.preprocessing))
+        if not logits.isfinite().all():
+            raise DynamicConfidenceError(
+                "the network answers with numbers that are not finite: its training has diverged. Train with a smaller "
+                "learning rate (`--lr`)."
+            )
         right += int((logits.argmax(1).cpu() == images.labels).sum())
     return right / len(image_set)
 
@@ -202,6 +212,16 @@ def _optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Opti
         {"params": list(scales.values()), "weight_decay": 0.0},
     ]
     return torch.optim.SGD([g for g in groups if g["params"]], lr=options.lr, momentum=options.momentum)
+
+
+def _check_classes(train_set: ImageSet) -> None:
+    counts = torch.bincount(train_set.labels, minlength=len(train_set.class_names)).tolist()
+    empty = [name for name, count in zip(train_set.class_names, counts, strict=True) if not count]
+    if empty:
+        raise DynamicConfidenceError(
+            f"no image of {listed(empty)} to train on, expected some of every class. Add images; a network for fewer "
+            "classes is trained from the beginning, without --from."
+        )
 
 
 def _check_batch(images: int, options: TrainingOptions, team: Workers) -> None:

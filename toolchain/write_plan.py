@@ -51,6 +51,7 @@ def write_plan(
     targets: tuple[str, ...] = (),
     batch: int = 1,
     precision: Precision | None = None,
+    steps_per_call: int | None = None,
     timing_cache: bool = True,
     force: bool = False,
 ) -> Facts:
@@ -67,6 +68,7 @@ def write_plan(
             targets=targets,
             batch=batch,
             precision=precision,
+            steps_per_call=steps_per_call,
             timing_cache=timing_cache,
             report=report,
         )

@@ -8,6 +8,9 @@ from typing import Any
 from .pictures import MAIN_RULE
 from .published import CIFAR_SAVING, S1, SETTINGS, Published, counterpart
 
+FADING = 0.01
+"""Accuracy, a fraction, that may be lost beyond T before the page says so."""
+
 
 def page(settings: list[dict[str, Any]]) -> str:
     """All tables with what they mean; the published numbers stand in columns and rows of their own."""
@@ -75,7 +78,7 @@ def _verdicts(settings: list[dict[str, Any]]) -> str:
             f"- {setting['network']}: early exit {lost} ± {around:.2f} points on the test images (95 %, paired); "
             f"{saved:.1f} % of the steps are saved, {against} the paper's range on CIFAR-10 ({low:g} to {high:g} %)."
         )
-        lines.append(line + _why_below(row) * (against == "below"))
+        lines.append(line + _why_below(row) * (against == "below") + _fading(setting))
     return "\n".join(lines)
 
 
@@ -87,6 +90,16 @@ def _why_below(row: dict[str, Any]) -> str:
         f" Answers stand from step {standing:.2f} of {steps} on average, so an exit that knew when would save "
         f"{100 * (1 - standing / steps):.1f} %; the confidence shows it later: a threshold that saves {saved:.1f} % "
         f"loses {lost:.2f} ± {100 * forced['drop_95']:.2f} points."
+    )
+
+
+def _fading(setting: dict[str, Any]) -> str:
+    """What happens beyond T, where that is bad: a QCFS network turns into the one without rounding."""
+    accuracy, steps = setting["accuracy_at_step"], setting["table_1"]["steps"]
+    if accuracy[steps - 1] - accuracy[-1] <= FADING:
+        return ""
+    return (
+        f" Beyond T it falls, to {_percent(accuracy[-1])} % after {len(accuracy)} steps: export it with `-T {steps}`."
     )
 
 

@@ -95,6 +95,7 @@ def measured(setting: Setting) -> dict[str, Any]:
         "ann_accuracy": setting.ann_test,
         "calibration": {"data": read_header(setting.calibration).data, "samples": trace.samples},
         "test": {"data": header.data, "samples": header.samples},
+        "accuracy_at_step": fixed_accuracy(test).tolist(),
         "table_1": _row(setting, trace, header, settled),
         "table_s1": _row(setting, trace, header, int(reached[0]) + 1) if len(reached) else None,
         "threshold_curves": _threshold_curves(trace, manifest.calibration.temperature * alpha, settled),
@@ -129,10 +130,7 @@ def _row(setting: Setting, trace: Trace, header: TraceHeader, steps: int) -> dic
 
 
 def standing_from(answers: np.ndarray) -> np.ndarray:
-    """The first step from which an input's answer is the last one's in every step: `[sample, step]` -> `[sample]`.
-
-    No exit that changes no answer, whatever follows, can come before.
-    """
+    """The first step from which an input's answer changes no more: `[sample, step]` -> `[sample]`, in steps from 1."""
     other = answers != answers[:, -1:]
     return np.where(other.any(axis=1), other.shape[1] - other[:, ::-1].argmax(axis=1), 0) + 1
 
@@ -146,12 +144,22 @@ def _ruled(setting: Setting, header: TraceHeader, steps: int, calibration: Calib
     return {
         "evaluation": msgspec.to_builtins(evaluation),
         "drop": float(lost.mean()),
-        "drop_95": float(1.96 * lost.std() / np.sqrt(len(lost))),
+        "drop_95": paired_interval(lost),
     }
 
 
 def _plain(found: Reliability) -> dict[str, Any]:
     return {"ece": found.ece, "nll": found.nll, "bins": [[b.confidence, b.accuracy, b.count] for b in found.bins]}
+
+
+def paired_interval(lost: np.ndarray) -> float:
+    """Half the width of a 95 % interval of the mean of -1, 0 and 1: `[sample]` -> a fraction.
+
+    With half a sample more in each cell of the 2 x 2 table, so that it is not 0 where no answer differs.
+    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions" (2005).
+    """
+    samples, worse, better = len(lost) + 2, (lost > 0).sum() + 0.5, (lost < 0).sum() + 0.5
+    return float(1.96 * np.sqrt(worse + better - (worse - better) ** 2 / samples) / samples)
 
 
 def _lost(trace: Trace, calibration: Calibration) -> np.ndarray:

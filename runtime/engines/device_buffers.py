@@ -108,6 +108,36 @@ def initial_states(layout: Layout) -> np.ndarray:
     return memory
 
 
+class Copy(NamedTuple):
+    """Bytes to be copied within the block."""
+
+    target: int
+    source: int
+    size: int
+
+
+def refill_copies(layout: Layout, direction: int, rows: Iterable[int]) -> list[Copy]:
+    """What gives these batch rows their initial states in the state set that a call of this direction reads.
+
+    Neighbouring rows go in one copy per state.
+    """
+    blocks: list[list[int]] = []  # first row, and the one behind the last
+    for row in sorted(rows):
+        if blocks and blocks[-1][1] == row:
+            blocks[-1][1] += 1
+        else:
+            blocks.append([row, row + 1])
+    copies = []
+    for place, _ in layout.initial_values:
+        row_bytes = place.nbytes // place.shape[0]
+        for first, end in blocks:
+            offset = place.offset + first * row_bytes
+            copies.append(
+                Copy(layout.state_sets[direction] + offset, layout.initial + offset, (end - first) * row_bytes)
+            )
+    return copies
+
+
 def _in_a_row(places: Iterable[Place]) -> tuple[list[Place], int]:
     """Put one behind the other, aligned; returns the bytes they take as well."""
     row, end = [], 0
@@ -142,9 +172,24 @@ def next_call(turn: Turn, new_image: bool, ahead_until: int) -> tuple[tuple[int,
     Raises: DynamicConfidenceError when there is no image since the reset.
     """
     images = turn.images + new_image
-    if images == 0:
-        raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
+    _need_image(images)
     ahead = images == 1 and turn.calls + 1 < ahead_until
     launched = turn.ahead and not new_image
     numbers = range(turn.calls + launched, turn.calls + 1 + ahead)
     return tuple(number % 2 for number in numbers), Turn(turn.calls + 1, ahead, images)
+
+
+def refilled(turn: Turn) -> Turn:
+    """The turn after some rows of the batch got another input: a call launched ahead is forgotten, and none follows.
+
+    Nothing has to be undone: that call has written the other state set, and will be made again. A refill counts as
+    another image, so an engine whose batch is refilled guesses no more until the next reset.
+    Raises: DynamicConfidenceError when there is no image since the reset, which the other rows would need.
+    """
+    _need_image(turn.images)
+    return turn._replace(ahead=False, images=turn.images + 1)
+
+
+def _need_image(images: int) -> None:
+    if images == 0:
+        raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")

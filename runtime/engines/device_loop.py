@@ -14,7 +14,7 @@ from ..cuda import Cuda
 from ..cuda.errors import CudaError
 from ..engine import StepOutput
 from ..errors import DynamicConfidenceError
-from .device_buffers import Layout, Turn, initial_states, next_call
+from .device_buffers import Layout, Turn, initial_states, next_call, refill_copies, refilled
 
 Enqueue = Callable[[int], None]
 """Gives the loop's stream one call of the network in this direction, with the addresses of `Layout.tensors`."""
@@ -25,7 +25,8 @@ class DeviceLoop:
 
     The stream keeps its order: a reset or an image that comes while a call launched ahead is under way takes effect
     after that call. A step waits for its answer, so no copy that it made still reads pinned memory when the host
-    writes there again; after an interrupted one a copy may, but only for a call whose answer nobody gets.
+    writes there again; after an interrupted one a copy may, but only for a call whose answer nobody gets, and after a
+    refill one may, but all it copied is copied again before the next call.
     """
 
     def __init__(self, cuda: Cuda, layout: Layout, ahead_until: int, stack: ExitStack) -> None:
@@ -81,15 +82,14 @@ class DeviceLoop:
         self._turn = Turn()
 
     def step(self, pixels: np.ndarray | None) -> StepOutput:
-        if self._turn is None:
-            raise DynamicConfidenceError("the last call failed or was interrupted: call reset() before step().")
+        last = self._last_turn("step")
         if pixels is not None and (pixels.shape != self._pixels.shape or pixels.dtype != np.uint8):
             raise DynamicConfidenceError(
                 f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
                 f"{list(self._pixels.shape)}."
             )
-        current = self._turn.direction
-        launches, turn = next_call(self._turn, pixels is not None, self._ahead_until)
+        current = last.direction
+        launches, turn = next_call(last, pixels is not None, self._ahead_until)
         self._turn = None  # until all of it has gone well
         if pixels is not None:
             np.copyto(self._pixels, pixels)
@@ -100,6 +100,24 @@ class DeviceLoop:
         self._cuda.wait(self._done[current])
         self._turn = turn
         return self._outputs[current]
+
+    def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        """On the stream, behind a call launched ahead: that one has read its states and image when they change."""
+        turn = refilled(self._last_turn("refill"))
+        if not len(rows):
+            return
+        self._turn = None  # until all of it is on its way
+        for target, source, size in refill_copies(self._layout, turn.direction, rows.tolist()):
+            self._cuda.copy_on_device(self.address + target, self.address + source, size, self.stream)
+        # All images go again: pinned memory holds them, and a copy per row would cost more than it saves.
+        self._pixels[..., rows, :, :, :] = pixels
+        self._copy_pixels()
+        self._turn = turn
+
+    def _last_turn(self, method: str) -> Turn:
+        if self._turn is None:
+            raise DynamicConfidenceError(f"the last call failed or was interrupted: call reset() before {method}().")
+        return self._turn
 
     def _finish(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..engine import EngineOptions, StepOutput
+from ..engine import EngineOptions, StepOutput, check_refill, check_steps
 from ..errors import DynamicConfidenceError
 from ..manifest import Dim, Manifest
 from ..onnx_file import read_onnx
-from .onnxruntime_session import check_options, first_run, start_session
+from ..variants import chosen_call_sizes, manifest_at, variant
+from .onnxruntime_session import check_form, check_options, first_run, start_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,20 +25,28 @@ FIRST = 2
 class OnnxRuntimeEngine:
     """Runs an exported .onnx on the CPU, or with provider cuda or tensorrt on a GPU. See `runtime.engine.Engine`.
 
+    Each size of call is a session of its own (on a GPU there is one); they share the buffers.
+
     A state's input and output never share a buffer (that is silently wrong when the graph reads the input after it
     wrote the output), so there are two sets of state buffers and two bindings: set 0 -> 1, then 1 -> 0. A third one
     reads the initial values, which nothing writes, into set 0; so a reset copies no states either.
-    On a GPU the states never leave it: per call only the outputs come back, and pixels go there when they are new.
+    On a GPU the states never leave it but for a refill: per call only the outputs come back, and pixels go there when
+    they are new.
     """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         check_options(path, options)
-        model, self.manifest = read_onnx(path)
+        model, whole = read_onnx(path)
+        check_form(path, whole, options)
         self.batch = batch = options.batch
-        session, self.backend = start_session(model.SerializeToString(), path, options)
-        _check_signature(session, self.manifest, path)
-        self._session: onnxruntime.InferenceSession | None = session
-        manifest = self.manifest
+        sizes = chosen_call_sizes(whole, options, several=options.provider == "cpu")
+        self.manifest = manifest = manifest_at(whole, sizes)
+        variants = {size: variant(model, whole, size) for size in sizes}
+        # Before the buffers: it says what is missing here.
+        sessions = {}
+        for size, (graph, described) in variants.items():
+            sessions[size], self.backend = start_session(graph.SerializeToString(), path, options)
+            _check_signature(sessions[size], described, path)
         device = "cpu" if options.provider == "cpu" else "cuda"
         self._pixels = _Buffer(np.zeros(_shape(manifest.input.shape, batch), np.uint8), device)
         self._scale = _Buffer(np.ones((), np.float32), device)
@@ -47,13 +56,13 @@ class OnnxRuntimeEngine:
         largest = max((int(np.prod(shape)) for shape in shapes), default=0)
         initial = {state.initial: np.full(largest, state.initial, np.float32) for state in manifest.states}
         self._initial = {value: _Buffer(values, device) for value, values in initial.items()}
-        self._outputs = {o.name: np.empty(_shape(o.shape, batch), o.dtype) for o in manifest.outputs}
-        self._result = StepOutput(**{name: self._outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
-        first = [self._initial[state.initial] for state in manifest.states]
-        pairs = ((self._states[0], self._states[1]), (self._states[1], self._states[0]), (first, self._states[0]))
-        self._bindings = [self._bind(session, sources, targets) for sources, targets in pairs]
+        self._calls: dict[int | None, _Call] = {}
+        for size, session in sessions.items():
+            self._calls[size] = self._call(session, variants[size][1])
+        self._calls[None] = default = self._calls[manifest.steps_per_call]
+        self._session: onnxruntime.InferenceSession | None = default.session
         if options.provider != "cpu":
-            first_run(session, self._bindings[FIRST], options.provider)
+            first_run(default.session, default.bindings[FIRST], options.provider)
         self.reset(manifest.calibration.scale)
 
     def __enter__(self) -> OnnxRuntimeEngine:
@@ -63,7 +72,7 @@ class OnnxRuntimeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # The bindings hold raw pointers into our buffers: they go before the buffers do.
-        self._bindings.clear()
+        self._calls.clear()
         self._session = None
         self._states.clear()
         self._initial.clear()
@@ -72,9 +81,10 @@ class OnnxRuntimeEngine:
         self._scale.write(np.array(scale, np.float32))
         self._next, self._has_image = FIRST, False
 
-    def step(self, pixels: np.ndarray | None = None) -> StepOutput:
-        if self._session is None:
-            raise DynamicConfidenceError("this engine is closed: call step() inside its `with` block.")
+    def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
+        self._check_open("step")
+        check_steps(self, steps)
+        call = self._calls[steps]
         if pixels is not None:
             if pixels.shape != self._pixels.shape or pixels.dtype != np.uint8:
                 raise DynamicConfidenceError(
@@ -83,14 +93,47 @@ class OnnxRuntimeEngine:
                 )
             self._pixels.write(np.ascontiguousarray(pixels))
             self._has_image = True
-        elif not self._has_image:
-            raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
-        self._session.run_with_iobinding(self._bindings[self._next])
+        else:
+            self._need_image()
+        call.session.run_with_iobinding(call.bindings[self._next])
         self._next = 1 if self._next == 0 else 0
-        return self._result
+        return call.result
+
+    def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        self._check_open("refill")
+        check_refill(self, rows, pixels)
+        self._need_image()
+        if not len(rows):
+            return
+        self._pixels.put((..., rows, *3 * [slice(None)]), pixels)  # for all K steps of a call, where there are such
+        # After a first call that failed there is nothing to put back: the next one reads the initial values again.
+        if self._next != FIRST:
+            for state, buffer in zip(self.manifest.states, self._states[self._next], strict=True):
+                buffer.put(rows, state.initial)
+
+    def _check_open(self, method: str) -> None:
+        if self._session is None:
+            raise DynamicConfidenceError(f"this engine is closed: call {method}() inside its `with` block.")
+
+    def _need_image(self) -> None:
+        if not self._has_image:
+            raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
+
+    def _call(self, session: onnxruntime.InferenceSession, manifest: Manifest) -> _Call:
+        """Make the outputs of a session and its three bindings, by the manifest of its graph."""
+        outputs = {o.name: np.empty(_shape(o.shape, self.batch), o.dtype) for o in manifest.outputs}
+        first = [self._initial[state.initial] for state in manifest.states]
+        pairs = ((self._states[0], self._states[1]), (self._states[1], self._states[0]), (first, self._states[0]))
+        bindings = [self._bind(session, sources, targets, outputs) for sources, targets in pairs]
+        result = StepOutput(**{name: outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
+        return _Call(session, bindings, result)
 
     def _bind(
-        self, session: onnxruntime.InferenceSession, sources: list[_Buffer], targets: list[_Buffer]
+        self,
+        session: onnxruntime.InferenceSession,
+        sources: list[_Buffer],
+        targets: list[_Buffer],
+        outputs: dict[str, np.ndarray],
     ) -> onnxruntime.IOBinding:
         manifest, binding = self.manifest, session.io_binding()
         self._pixels.bind(binding.bind_input, manifest.input.name, self._pixels.shape)
@@ -98,9 +141,18 @@ class OnnxRuntimeEngine:
         for state, source, target in zip(manifest.states, sources, targets, strict=True):
             source.bind(binding.bind_input, state.input, target.shape)
             target.bind(binding.bind_output, state.output, target.shape)
-        for name, array in self._outputs.items():
+        for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return binding
+
+
+class _Call(NamedTuple):
+    """What runs a call of one size."""
+
+    session: onnxruntime.InferenceSession
+    bindings: list[onnxruntime.IOBinding]
+    """From state set 0 to 1, from 1 to 0, and from the initial values to 0."""
+    result: StepOutput
 
 
 class _Buffer:
@@ -113,11 +165,19 @@ class _Buffer:
         import onnxruntime
 
         self.shape, self._type, self._device = values.shape, values.dtype.type, device
+        self._host = values if device == "cpu" else None  # there the OrtValue is this very memory
         self._memory = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
 
     def write(self, values: np.ndarray) -> None:
         """Copy values of the same shape and type to the device."""
         self._memory.update_inplace(values)
+
+    def put(self, index: Any, values: Any) -> None:
+        """Assign to a part as numpy does; from a GPU the whole goes to the host for that, and back."""
+        host = self._memory.numpy() if self._host is None else self._host
+        host[index] = values
+        if self._host is None:
+            self.write(host)
 
     def bind(self, bind_one: Any, name: str, shape: tuple[int, ...]) -> None:
         """Bind the first elements, as many as the shape has."""

@@ -9,11 +9,12 @@ from types import TracebackType
 import numpy as np
 
 from ..cuda import open_cuda
-from ..engine import EngineOptions, StepOutput
+from ..engine import EngineOptions, StepOutput, check_refill, check_steps
 from ..errors import DynamicConfidenceError
 from ..plan_file import LIBRARIES, read_plan
 from ..plan_fit import check_options, check_target, check_version
 from ..tensorrt_library import load_library
+from ..variants import check_call_sizes
 from .device_buffers import layout_from_manifest
 from .device_loop import DeviceLoop
 from .tensorrt_plan import execution_contexts
@@ -29,6 +30,7 @@ class TensorRTEngine:
         plan = read_plan(path)  # checks the hash: a plan is executable code
         self.manifest, built, self.batch = plan.manifest, plan.engine, options.batch
         check_options(path, self.manifest, built, options)
+        check_call_sizes(self.manifest, options.call_sizes)
         layout = layout_from_manifest(self.manifest, self.batch)
         calls = -(-self.manifest.max_steps // self.manifest.steps_per_call)
         with ExitStack() as stack:
@@ -67,8 +69,15 @@ class TensorRTEngine:
     def reset(self, scale: float) -> None:
         self._open_loop("reset").reset(scale)
 
-    def step(self, pixels: np.ndarray | None = None) -> StepOutput:
-        return self._open_loop("step").step(pixels)
+    def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
+        loop = self._open_loop("step")
+        check_steps(self, steps)
+        return loop.step(pixels)
+
+    def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        loop = self._open_loop("refill")
+        check_refill(self, rows, pixels)
+        loop.refill(rows, pixels)
 
     def _open_loop(self, method: str) -> DeviceLoop:
         if self._loop is None:

@@ -168,7 +168,11 @@ def assert_row(trace: Answers, found: dict[str, Any], steps: int, alpha: float) 
     assert evaluation["saved"] == pytest.approx(1 - np.mean(exits) / steps)
     assert found["drop"] == pytest.approx(np.mean(at_end) - np.mean(right))
     lost = np.subtract(at_end, right, dtype=np.float64)
-    assert found["drop_95"] == pytest.approx(1.96 * lost.std() / np.sqrt(len(lost)))
+    more = np.concatenate([lost, [1, 0, 0, -1]])  # half of each: Agresti and Min
+    weights = np.array([1.0] * len(lost) + [0.5] * 4)
+    variance = np.average(more**2, weights=weights) - np.average(more, weights=weights) ** 2
+    assert found["drop_95"] == pytest.approx(1.96 * np.sqrt(variance / weights.sum()))
+    assert found["drop_95"] > 0
     for name, counts in (("net_spikes", trace.net), ("gross_spikes", trace.gross)):
         per_neuron = counts[:, :steps].sum(axis=2) / trace.neurons
         assert evaluation[name]["at_step"][-1] == pytest.approx(per_neuron[:, steps - 1].mean())
@@ -256,6 +260,11 @@ def test_what_early_exit_costs_and_saves_is_said(made: Made, drop: float, saved:
     sentence = f"- model_qcfs: early exit {text} the paper's range on CIFAR-10 (41 to 58 %)."
     shown = page([setting])
     assert sentence in shown
+    why = (
+        f" Answers stand from step {setting['table_1']['answers_stand_from']:.2f} of {setting['table_1']['steps']} on "
+        "average, so an exit that knew when would save "
+    )
+    assert (sentence + why in shown) == (saved < 0.41)
     assert f"{'+' if drop <= 0 else '-'}{abs(100 * drop):.2f} ± 0.10" in shown
 
 
@@ -310,3 +319,14 @@ def test_other_steps_need_another_folder(made: Made):
     assert result.exit_code == 2
     assert "which differs from that of model_qcfs on validation in" in result.stderr
     assert "Choose another folder with -o." in result.stderr
+
+
+@pytest.mark.parametrize(("beyond", "said"), [(-0.02, True), (-0.005, False), (0.02, False)])
+def test_that_more_steps_make_it_worse_is_said(made: Made, beyond: float, said: bool):
+    setting = copy.deepcopy(made.settings["qcfs"])
+    steps, traced = setting["table_1"]["steps"], setting["traced_steps"]
+    assert len(setting["accuracy_at_step"]) == traced
+    last = setting["accuracy_at_step"][steps - 1] + beyond
+    setting["accuracy_at_step"] = [*setting["accuracy_at_step"][:steps], last]
+    text = f" Beyond T it falls, to {100 * last:.2f} % after {steps + 1} steps: export it with `-T {steps}`."
+    assert (text in page([setting])) == said

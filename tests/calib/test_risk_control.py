@@ -122,13 +122,24 @@ def test_the_best_of_several_alphas_keeps_the_promise():
 
 
 def test_a_sweep_tests_each_alpha_at_its_share_of_delta():
-    trace, goal = synthetic_population(1000), Goal("certified", 0.02, delta=0.2)
-    report = sweep(trace, Calibration(alpha=1.0), (2.0, 4.0), goal)
-    expected = [certified_points(trace, alpha, 0.02, 0.1)[-1] for alpha in (2.0, 4.0)]
+    trace, goal, alphas = synthetic_population(1000), Goal("certified", 0.02, delta=0.2), (1.0, 2.0, 4.0, 8.0)
+    report = sweep(trace, Calibration(alpha=1.0), alphas, goal)
+    expected = [certified_points(trace, alpha, 0.02, 0.05)[-1] for alpha in alphas]
+    assert expected != [certified_points(trace, alpha, 0.02, 0.2)[-1] for alpha in alphas]
     assert [(p.threshold, p.mean_steps, p.accuracy) for p in report.sweep] == [
         (p.threshold, p.mean_steps, p.accuracy) for p in expected
     ]
-    assert report.calibration.rule == "certified, max drop 0.02, delta 0.2, best of 2 alphas"
+    assert report.calibration.rule == "certified, max drop 0.02, delta 0.2, best of 4 alphas"
+
+
+def test_the_first_threshold_that_fails_ends_the_sequence():
+    """Right at step 1 with a confidence of 0.6, wrong at step 2 with 0.9, then right: low thresholds lose nothing."""
+    samples, steps = 2000, 3
+    logits = np.zeros((samples, steps, 2), np.float32)
+    logits[:, 0, 0], logits[:, 1, 1], logits[:, 2, 0] = np.log(0.6 / 0.4), np.log(0.9 / 0.1), 9.0
+    trace = Trace(logits, np.zeros(samples, np.int64), np.full(samples, steps))
+    assert [drop(trace, threshold, 1.0) for threshold in (0.95, 0.8, 0.5)] == [0.0, 1.0, 0.0]
+    assert certified_points(trace, 1.0, 0.02, 0.1)[-1].threshold > 0.895
 
 
 @pytest.mark.parametrize("metric", [name for name in get_args(Metric) if name != "max-softmax"])

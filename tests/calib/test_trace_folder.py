@@ -232,6 +232,14 @@ def test_a_header_with_impossible_numbers(tmp_path: Path, change: dict[str, int]
         read_header(tmp_path)
 
 
+def test_a_trace_whose_labels_count_other_classes(folder: Path, exported):
+    manifest = read_onnx(exported())[1]
+    same_graph = msgspec.structs.replace(manifest.provenance, graph_sha256=read_header(folder).graph_sha256)
+    text = "its labels count the classes as x, y, z, the network as zero, one, two, three. Trace it again"
+    with pytest.raises(DynamicConfidenceError, match=text):
+        load_trace(folder, msgspec.structs.replace(manifest, provenance=same_graph))
+
+
 def test_the_trace_of_another_network(folder: Path, exported):
     manifest = read_onnx(exported())[1]
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -124,6 +125,21 @@ def test_the_precision_is_the_graphs(exported: Callable[..., Path], tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert f"MB, {precision}, TensorRT-RTX" in result.stdout
     assert read_plan(tmp_path / "net.plan").manifest.numerics.precision == precision
+
+
+@needs_rtx
+def test_a_plan_has_one_k(exported: Callable[..., Path], tmp_path: Path):
+    network = tmp_path / "net.onnx"
+    network.write_bytes(exported(steps_per_call=1, more_steps_per_call=(2, 4)).read_bytes())
+    message = "calls of 3 time steps asked for, it has 1, 2, 4. Export others: `dc-export model.pt -K 1,2,3,4`"
+    refused(run(network, "-K", "3"), message)
+    for asked, k in (((), 1), (("-K", "4"), 4)):
+        result = run(network, *asked, "--force")
+        assert result.exit_code == 0, result.output
+        plan = read_plan(tmp_path / "net.plan")
+        assert plan.manifest.call_sizes == (k,)
+        assert plan.manifest.outputs[0].shape == (k, "N", 4)
+        assert plan.engine.onnx_sha256 == hashlib.sha256(network.read_bytes()).hexdigest()
 
 
 @needs_rtx

@@ -145,7 +145,7 @@ def test_few_images_are_said(network, data, pixels, label, tmp_path: Path):
     assert result.stderr.startswith(text)
     assert len(result.stderr.splitlines()) == 1
     assert json.loads(result.stdout)["calibration"]["samples"] == 64
-    assert run(network, "--data", data, "--rule", "certified", "--max-drop", 50).stderr == ""
+    assert "64 images" not in run(network, "--data", data, "--rule", "certified", "--max-drop", 50).stderr
     np.savez(tmp_path / "many.npz", image=np.resize(pixels, (100, *pixels.shape[1:])), label=np.resize(label, 100))
     assert run(network, "--data", tmp_path / "many.npz").stderr == ""
 
@@ -313,7 +313,7 @@ def test_a_temperature_that_does_not_exist_is_not_invented(network, pixels, tmp_
     np.savez(tmp_path / "own.npz", image=pixels, label=label)
     result = run(network, "--data", tmp_path / "own.npz", "--temperature", "fit")
     assert result.exit_code == 2
-    assert "own.npz: no temperature fits best (every answer is right, for example)" in result.stderr
+    assert "own.npz: no temperature between 0.05 and 20 fits best at alpha" in result.stderr
     with pytest.raises(DynamicConfidenceError, match=r"max_drop -0\.1: expected a fraction of 0 or more"):
         calibrate_file(network, pixels, label, data_name="own", max_drop=-0.1)
 
@@ -345,6 +345,17 @@ def test_a_promise_is_said(network: Path, data: Path):
     assert result.exit_code == 0, result.output
     assert "With probability 0.9 over the choice of these images, accuracy on others" in result.stdout
     assert read_onnx(network)[1].calibration.rule == "certified, max drop 0.5, delta 0.1"
+
+
+def test_a_promise_on_images_that_something_was_chosen_on_is_doubted(network: Path, data: Path):
+    certified = ("--rule", "certified", "--max-drop", 50)
+    assert run(network, "--data", data, *certified).stderr == ""
+    assert run(network, "--data", data, *certified).stderr == ""
+    assert run(network, "--data", data, "--alpha", "sweep").exit_code == 0
+    said = run(network, "--data", data, *certified).stderr
+    assert (
+        "val.npz: alpha, temperature or metric may have been chosen on these images before (safe, max drop 0, " in said
+    )
 
 
 @pytest.mark.parametrize("metric", ["softmax-margin", "logit-margin", "entropy", "patience"])

@@ -69,13 +69,14 @@ def test_a_listed_provider_that_does_not_start_is_broken(monkeypatch: pytest.Mon
 
 def test_without_any_backend(monkeypatch: pytest.MonkeyPatch):
     """The base install is enough to be told what is missing."""
-    for name in ("onnxruntime", "tensorrt", "tensorrt_rtx"):
+    for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in ("bindings", "pycuda"):
         monkeypatch.setattr(f"dynamic_confidence.runtime.cuda.{name}.load", lambda: None)
     found = named(diagnose())
     for name, command in (
         ("onnxruntime", "pip install 'dynamic-confidence[cpu]'"),
+        ("openvino", "pip install 'dynamic-confidence[openvino]'"),
         ("TensorRT", "pip install 'dynamic-confidence[trt]'` (on a Jetson it comes with JetPack)"),
         ("TensorRT-RTX", "pip install 'dynamic-confidence[rtx]'"),
     ):
@@ -89,7 +90,7 @@ def test_without_any_backend(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_real_command_on_a_base_install():
-    blocked = ["onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "torch"]
+    blocked = ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "torch"]
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); "
         "from dynamic_confidence.runtime.dc_doctor import main; main()"
@@ -116,6 +117,22 @@ def test_bindings_without_their_libraries_are_broken(monkeypatch: pytest.MonkeyP
     assert found["TensorRT"].state == found["onnxruntime"].state == "broken"
     assert "has its Python bindings but not the libraries they load (libnvinfer.so.10" in found["TensorRT"].remedy
     assert "is installed but does not load (libstdc++.so.6: version not found)" in found["onnxruntime"].remedy
+
+
+@pytest.mark.parametrize(
+    ("devices", "state", "found", "remedy"),
+    [
+        (["CPU", "GPU"], "ok", "2026.4.1, with CPU, GPU", ""),
+        ([], "broken", "2026.4.1, with no device", "`pip install --force-reinstall openvino`"),
+    ],
+)
+def test_openvino_needs_its_cpu_plugin(monkeypatch: pytest.MonkeyPatch, devices, state, found, remedy):
+    core = SimpleNamespace(available_devices=devices)
+    library = SimpleNamespace(__version__="2026.4.1-22982-e213a147257-releases/2026/4", Core=lambda: core)
+    monkeypatch.setattr(doctor, "load_openvino", lambda: library)
+    finding = named(diagnose())["openvino"]
+    assert (finding.state, finding.found) == (state, found)
+    assert finding.remedy.endswith(f"{remedy}." if remedy else "")
 
 
 def test_a_cuda_package_that_works_and_one_that_does_not(monkeypatch: pytest.MonkeyPatch):
@@ -220,6 +237,8 @@ def findings(**states: str) -> list[Finding]:
     [
         ({}, "cpu", None),
         ({}, "rtx", None),
+        ({"openvino": "missing"}, "openvino", "openvino"),
+        ({"openvino": "missing"}, "cpu", None),
         ({"provider_cuda": "broken"}, "cuda", "provider cuda"),
         ({"provider_cuda": "broken", "driver": "missing"}, "cuda", "driver"),
         ({"provider_cuda": "broken"}, "tensorrt", None),

@@ -170,6 +170,49 @@ def test_the_file_and_what_is_said_about_it(model: Path, tmp_path: Path):
     assert {entry.name for entry in tmp_path.iterdir()} == {"model.pt", "model_qcfs.onnx"}
 
 
+def test_several_k_in_one_file(model: Path, pixels: np.ndarray, tmp_path: Path):
+    np.savez(tmp_path / "val.npz", image=pixels, label=np.arange(64) % 4)
+    given = (model, "-T", 6, "-K", "4,1", "--calibrate-on", tmp_path / "val.npz", "--force")
+    facts = json.loads(run(*given, "--json").stdout)
+    assert (facts["steps_per_call"], facts["more_steps_per_call"]) == (1, [4])
+    assert read_onnx(tmp_path / "model_qcfs.onnx")[1].call_sizes == (1, 4)
+    said = run(*given).stdout
+    assert "T = 6, K = 1, 4, " in said
+    assert f"next: dc-tune {tmp_path / 'model_qcfs.onnx'} --data DIR   (until then calls take 1 steps)" in said
+
+
+def test_every_k_is_checked(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A graph of one K that fires once too often is not written."""
+    right = export_module.onnx_from_snn
+
+    def wrong(snn, *, steps_per_call: int, **options: object):
+        graph = right(snn, steps_per_call=steps_per_call, **options)
+        if steps_per_call == 4:
+            next(node for node in graph.model.graph.node if node.op_type == "Floor").op_type = "Identity"
+        return graph
+
+    monkeypatch.setattr(export_module, "onnx_from_snn", wrong)
+    assert run(model, "-T", 6, "-K", "1,2", "-o", tmp_path / "net.onnx").exit_code == 0
+    result = run(model, "-T", 6, "-K", "1,4", "-o", tmp_path / "other.onnx")
+    assert result.exit_code == 1
+    assert "self-check: " in result.stderr
+    assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-K", "1,x"), "-K 1,x: expected time steps per call, such as 4 or 1,4,8"),
+        (("-K", ""), "-K : expected time steps per call"),
+        (("-K", "4,1,4"), "K = 1,4,4: expected each once, the smallest first"),
+        (("-K", "0,4"), "T = None, K = 0,4: expected at least 1 time step and 1 step per call"),
+        (("-K", "1,4", "--frames"), "--frames with K = 1,4: its calls take an image for each of their steps"),
+    ],
+)
+def test_several_k_that_cannot_be(model: Path, tmp_path: Path, options: tuple[str, ...], message: str):
+    refused(run(model, *options), message, tmp_path, {"model.pt"})
+
+
 def test_exporting_twice_gives_the_same_bytes_and_a_next_step(model: Path, tmp_path: Path):
     contents = []
     for _ in range(2):

@@ -15,6 +15,7 @@ HEAVY = (
     "torchvision",
     "onnx",
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "tensorrt_rtx",
     "matplotlib",
@@ -44,6 +45,7 @@ def test_the_list_is_not_empty():
         "dc-inspect",
         "dc-run",
         "dc-train",
+        "dc-tune",
     } == {command.name for command in COMMANDS}
 
 

@@ -121,9 +121,24 @@ def test_the_options_reach_the_engine(network: Path, images: Path, monkeypatch: 
 
     monkeypatch.setattr("dynamic_confidence.runtime.engines.onnxruntime.OnnxRuntimeEngine", remembered)
     run("--engine", network, images)
-    arguments = "--batch 4 --threads 2 --provider tensorrt --cuda pycuda --no-cuda-graph --speculate"
+    arguments = (
+        "--batch 4 --threads 2 --provider tensorrt --cuda pycuda --no-cuda-graph --speculate --backend onnxruntime"
+    )
     run("--engine", network, images, *arguments.split())
-    assert seen == [EngineOptions(), EngineOptions(4, 2, True, "tensorrt", "pycuda", False, True)]
+    assert seen == [EngineOptions(), EngineOptions(4, 2, True, "tensorrt", "pycuda", False, True, "onnxruntime")]
+
+
+@pytest.mark.parametrize(("arguments", "batch"), [([], 10), (["--threshold", 0.5], 10), (["--frames"], 1)])
+def test_a_batch_that_nothing_fills_is_not_computed(network, images: Path, monkeypatch, arguments, batch: int):
+    seen = []
+
+    def remembered(path: Path, options: EngineOptions) -> None:
+        seen.append(options.batch)
+        raise DynamicConfidenceError("enough")
+
+    monkeypatch.setattr("dynamic_confidence.runtime.engines.onnxruntime.OnnxRuntimeEngine", remembered)
+    assert run("--engine", network, images, "--batch", 2000, *arguments).exit_code == 2
+    assert seen == [batch]
 
 
 def test_the_table_has_so_many_rows(network: Path, images: Path):
@@ -410,7 +425,12 @@ def test_missing_and_unknown_engines(images: Path, tmp_path: Path):
         (None, ["{image}", "--json"], 0, '"exit": "last step"'),
         (None, ["{image}", "--threshold", "2"], 2, "Error: threshold 2: a confidence is a probability"),
         (None, ["{image}", "{missing}"], 2, "Error: {missing}: no such file or folder."),
-        ("onnxruntime", ["{image}"], 3, "ONNX Runtime is not installed. Install it with `pip install"),
+        (
+            "onnxruntime",
+            ["{image}", "--backend", "onnxruntime"],
+            3,
+            "ONNX Runtime is not installed. Install it with `pip install",
+        ),
     ],
 )
 def test_exit_codes_of_the_real_command(network: Path, images: Path, tmp_path: Path, block, arguments, code, text):

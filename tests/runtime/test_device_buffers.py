@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_network import NETWORKS, answer_of, manifest_of, plain_call, tensors_of
+from memory_network import NETWORKS, PlainNetwork, answer_of, manifest_of, tensors_of
 
 from dynamic_confidence.runtime.engines.device_buffers import (
     ALIGNMENT,
@@ -20,6 +20,8 @@ from dynamic_confidence.runtime.engines.device_buffers import (
     initial_states,
     layout_from_manifest,
     next_call,
+    refill_copies,
+    refilled,
 )
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import Manifest
@@ -35,7 +37,8 @@ manifests = st.builds(
 )
 steps = st.one_of(st.just(("step", None)), st.tuples(st.just("step"), st.integers(0, 255)))
 resets = st.tuples(st.just("reset"), st.integers(1, 9).map(float))
-histories = st.lists(st.one_of(steps, steps, resets), min_size=1, max_size=14)
+refills = st.tuples(st.just("refill"), st.tuples(st.sets(st.integers(0, 5)), st.integers(0, 255)))
+histories = st.lists(st.one_of(steps, steps, resets, refills), min_size=1, max_size=14)
 
 
 @given(manifests, st.integers(1, 70))
@@ -85,6 +88,12 @@ class Interpreter:
         self.memory[layout.state_sets[0] : layout.state_sets[0] + layout.state_bytes] = image
         self.turn = Turn()
 
+    def refill(self, rows: list[int], pixel: int) -> None:
+        self.turn = refilled(self.turn)
+        for target, source, size in refill_copies(self.layout, self.turn.direction, rows):
+            self.memory[target : target + size] = self.memory[source : source + size]
+        self.layout.pixels.view(self.memory)[..., rows, :, :, :] = pixel
+
     def step(self, pixel: int | None) -> dict[str, np.ndarray]:
         current = self.turn.direction
         launches, self.turn = next_call(self.turn, pixel is not None, self.ahead_until)
@@ -101,12 +110,20 @@ def run(manifest: Manifest, layout: Layout, network: Callable[..., None], histor
     """Interpret a history beside the plain one, which passes states by value; True when all answers are the same."""
     found = Interpreter(layout, network, ahead_until)
     found.reset(1.0)
-    plain = plain_call(manifest, layout, 1.0)
+    plain = PlainNetwork(manifest, layout, 1.0)
     seen = False
     for what, value in history:
         if what == "reset":
             found.reset(value)
-            plain, seen = plain_call(manifest, layout, value), False
+            plain, seen = PlainNetwork(manifest, layout, value), False
+        elif what == "refill":
+            rows = sorted({row % layout.initial_values[0][0].shape[0] for row in value[0]})
+            if seen:
+                found.refill(rows, value[1])
+                plain.refill(rows, value[1])
+            else:
+                with pytest.raises(DynamicConfidenceError, match=r"no image since the reset: give step\(\) the pixels"):
+                    found.refill(rows, value[1])
         elif value is None and not seen:
             with pytest.raises(DynamicConfidenceError, match=r"no image since the reset: give step\(\) the pixels in"):
                 found.step(None)
@@ -146,11 +163,17 @@ def test_the_test_can_fail(network):
 
 @given(histories, st.integers(0, 20))
 def test_what_is_launched(history: list, ahead_until: int):
-    """Each call is answered after its launch, at most one is wasted a reset, and none lies beyond the limit."""
+    """Each call is answered after its launch, at most one is wasted a reset, and none lies beyond the limit.
+
+    A refill wastes no other: what follows it is not guessed any more.
+    """
     turn, launches_since, calls_since = Turn(), 0, 0
     for what, value in history:
         if what == "reset":
             turn, launches_since, calls_since = Turn(), 0, 0
+        elif what == "refill":
+            turn = refilled(turn) if turn.images else turn
+            assert not turn.ahead
         elif value is not None or turn.images:
             current = turn.direction
             launches, turn = next_call(turn, value is not None, ahead_until)
@@ -158,6 +181,7 @@ def test_what_is_launched(history: list, ahead_until: int):
             assert turn.calls == calls_since
             assert calls_since <= launches_since <= calls_since + 1
             assert current in launches or value is None
+            assert not turn.ahead or turn.images == 1
             assert all(one != other for one, other in pairwise(launches))
             assert not turn.ahead or turn.calls < ahead_until
     if ahead_until == 0:
@@ -170,3 +194,21 @@ def test_a_still_image_wastes_nothing_up_to_the_limit():
         directions, turn = next_call(turn, call == 0, 5)
         launched.append(directions)
     assert launched == [(0, 1), (0,), (1,), (0,), ()]
+
+
+def test_a_refill_forgets_what_was_launched_ahead():
+    directions, turn = next_call(Turn(), True, 5)
+    assert (directions, turn.ahead) == ((0, 1), True)
+    directions, turn = next_call(refilled(turn), False, 5)
+    assert (directions, turn.ahead) == ((1,), False)  # again, and nothing ahead
+    directions, turn = next_call(turn, False, 5)
+    assert (directions, turn.ahead) == ((0,), False)
+
+
+def test_neighbouring_rows_are_one_copy():
+    layout = layout_from_manifest(manifest_of([([3], 0.5), ([2, 2], 0.0)]), 6)
+    copies = refill_copies(layout, 1, [5, 1, 2, 0])
+    assert [copy.size for copy in copies] == [3 * 12, 12, 3 * 16, 16]
+    assert [copy.target - layout.state_sets[1] for copy in copies] == [0, 60, 256, 256 + 80]
+    assert [copy.source - layout.initial for copy in copies] == [0, 60, 256, 256 + 80]
+    assert refill_copies(layout, 0, []) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_network import NETWORKS, answer_of, manifest_of, plain_call, scribbles_first, tensors_of
+from memory_network import NETWORKS, PlainNetwork, answer_of, manifest_of, scribbles_first, tensors_of
 from queued_memory import QueuedMemory
 
 from dynamic_confidence.runtime.cuda.errors import CudaError
@@ -23,7 +23,8 @@ LAYOUT = layout_from_manifest(MANIFEST, BATCH)
 SHAPE = LAYOUT.pixels.shape
 steps = st.one_of(st.just(("step", None)), st.tuples(st.just("step"), st.integers(0, 255)))
 resets = st.tuples(st.just("reset"), st.integers(1, 9).map(float))
-histories = st.lists(st.one_of(steps, steps, resets), min_size=1, max_size=14)
+refills = st.tuples(st.just("refill"), st.tuples(st.sets(st.integers(0, BATCH - 1)), st.integers(0, 255)))
+histories = st.lists(st.one_of(steps, steps, resets, refills), min_size=1, max_size=14)
 
 
 def opened(stack: ExitStack, cuda: QueuedMemory, *, network=scribbles_first, ahead_until=0, graphs=True):
@@ -43,6 +44,12 @@ def image(value: int | None) -> np.ndarray | None:
     return None if value is None else np.full(SHAPE, value, np.uint8)
 
 
+def refill(loop: DeviceLoop, rows: list[int], value: int) -> None:
+    pixels = np.full((len(rows), *SHAPE[-3:]), value, np.uint8)
+    loop.refill(np.array(rows, np.int64), pixels)
+    pixels.fill(99)  # the caller's array is the caller's again
+
+
 @pytest.mark.parametrize(
     ("network", "late", "graphs", "ahead_until"), list(product(NETWORKS, (True, False), (True, False), (0, 4, 99)))
 )
@@ -51,11 +58,15 @@ def test_every_history_gives_the_same_answers(network, late: bool, graphs: bool,
     cuda = QueuedMemory(late=late)
     with ExitStack() as stack:
         loop, _ = opened(stack, cuda, network=network, ahead_until=ahead_until, graphs=graphs)
-        plain, seen = plain_call(MANIFEST, LAYOUT, 1.0), False
+        plain, seen = PlainNetwork(MANIFEST, LAYOUT, 1.0), False
         for what, value in history:
             if what == "reset":
                 loop.reset(value)
-                plain, seen = plain_call(MANIFEST, LAYOUT, value), False
+                plain, seen = PlainNetwork(MANIFEST, LAYOUT, value), False
+            elif what == "refill":
+                if seen:
+                    refill(loop, sorted(value[0]), value[1])
+                    plain.refill(sorted(value[0]), value[1])
             elif value is not None or seen:
                 seen = True
                 pixels = image(value)
@@ -99,7 +110,7 @@ def test_a_capture_that_fails_half_way_leaves_no_graph():
         loop, said = opened(stack, cuda)
         assert said == "no CUDA graphs: this queue has none"
         assert not any(name.startswith("graph") for name in cuda.alive)
-        found, expected = loop.step(image(3)), answer_of(plain_call(MANIFEST, LAYOUT, 1.0)(3))
+        found, expected = loop.step(image(3)), answer_of(PlainNetwork(MANIFEST, LAYOUT, 1.0)(3))
         np.testing.assert_array_equal(found.logits, expected["logits"])
 
 
@@ -110,6 +121,8 @@ def test_whatever_fails_nothing_is_left():
         with ExitStack() as stack:
             loop, _ = opened(stack, cuda, ahead_until=9)
             loop.step(image(1))
+            loop.step(None)
+            refill(loop, [1], 2)
             loop.step(None)
 
     complete = QueuedMemory()
@@ -151,8 +164,10 @@ def test_after_an_interrupted_call_a_reset_is_needed(monkeypatch: pytest.MonkeyP
         for pixels in (None, image(5)):
             with pytest.raises(DynamicConfidenceError, match=r"failed or was interrupted: call reset\(\) before step"):
                 loop.step(pixels)
+        with pytest.raises(DynamicConfidenceError, match=r"failed or was interrupted: call reset\(\) before refill"):
+            refill(loop, [0], 5)
         loop.reset(2.0)
-        found, expected = loop.step(image(6)), answer_of(plain_call(MANIFEST, LAYOUT, 2.0)(6))
+        found, expected = loop.step(image(6)), answer_of(PlainNetwork(MANIFEST, LAYOUT, 2.0)(6))
         np.testing.assert_array_equal(found.label, expected["label"])
 
 
@@ -166,7 +181,7 @@ def test_after_an_interrupted_call_a_reset_is_needed(monkeypatch: pytest.MonkeyP
 def test_pixels_that_do_not_fit_change_nothing(pixels: np.ndarray, message: str):
     with ExitStack() as stack:
         loop, _ = opened(stack, QueuedMemory())
-        plain = plain_call(MANIFEST, LAYOUT, 1.0)
+        plain = PlainNetwork(MANIFEST, LAYOUT, 1.0)
         with pytest.raises(DynamicConfidenceError, match="no image since the reset: give step"):
             loop.step(None)
         loop.step(image(4))

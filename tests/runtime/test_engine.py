@@ -1,4 +1,4 @@
-"""The engine against a plain session, and against itself under every setting that must not change a result."""
+"""What runs .onnx files against a plain session, and under every setting that must not change a result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dynamic_confidence.runtime.engine import ENGINES, Engine, open_engine
+from dynamic_confidence.runtime.engine import BACKENDS, ENGINES, Backend, Engine, open_engine
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
 from dynamic_confidence.runtime.network_file import FORMATS
 from dynamic_confidence.runtime.onnx_file import read_onnx
@@ -22,6 +23,13 @@ from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run
 METHODS = ("qcfs", "qffs")
 STEPS = 12
 THRESHOLD = 0.6
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
 
 
 def plain_loop(path: Path, pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
@@ -48,40 +56,50 @@ def engine_loop(engine: Engine, pixels: np.ndarray) -> list[dict[str, np.ndarray
     return calls
 
 
-def assert_same(found: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
+def assert_same(
+    found: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]], backend: Backend = "onnxruntime"
+) -> None:
+    """To the bit, but for the confidence of another backend than the expected one's, whose exponential is another."""
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         for name, values in one.items():
-            np.testing.assert_array_equal(values, other[name], err_msg=name)
+            if name == "confidence" and backend != "onnxruntime":
+                np.testing.assert_allclose(values, other[name], rtol=0, atol=5e-7)
+            else:
+                np.testing.assert_array_equal(values, other[name], err_msg=name)
             assert values.dtype == other[name].dtype
 
 
 @pytest.mark.parametrize(("method", "k"), list(product(METHODS, (1, 4))))
-def test_engine_equals_a_plain_session(exported: Callable[..., Path], pixels: np.ndarray, method: str, k: int):
+def test_engine_equals_a_plain_session(
+    exported: Callable[..., Path], pixels: np.ndarray, method: str, k: int, backend: Backend
+):
     path = exported(method=method, steps_per_call=k)
-    with open_engine(path, batch=5) as engine:
+    with open_engine(path, batch=5, backend=backend) as engine:
         found = engine_loop(engine, pixels[:5])
-    assert_same(found, plain_loop(path, pixels[:5]))
+    assert_same(found, plain_loop(path, pixels[:5]), backend)
     assert set(found[0]) == {"logits", "confidence", "label"} | ({"spikes"} if method == "qffs" else set())
     assert found[0]["logits"].shape == (k, 5, 4)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_spikes_come_back_when_asked_for(exported: Callable[..., Path], pixels: np.ndarray, method: str):
+def test_spikes_come_back_when_asked_for(
+    exported: Callable[..., Path], pixels: np.ndarray, method: str, backend: Backend
+):
     path = exported(method=method, steps_per_call=4, count_spikes=True)
-    with open_engine(path, batch=5) as engine:
+    with open_engine(path, batch=5, backend=backend) as engine:
         found = engine_loop(engine, pixels[:5])
     assert found[0]["spikes"].shape == (4, 5, 7)
     assert found[0]["spikes"].sum() > 0
     assert ("net_spikes" in found[0]) == (method == "qffs")
     if method == "qffs":  # some spikes were taken back
         assert sum(call["net_spikes"].sum() for call in found) < sum(call["spikes"].sum() for call in found)
-    assert_same(found, plain_loop(path, pixels[:5]))
+    assert_same(found, plain_loop(path, pixels[:5]), backend)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_reset_forgets_everything(exported: Callable[..., Path], pixels: np.ndarray, method: str):
-    with open_engine(exported(method=method), batch=5) as engine:
+def test_reset_forgets_everything(exported: Callable[..., Path], pixels: np.ndarray, method: str, backend: Backend):
+    with open_engine(exported(method=method), batch=5, backend=backend) as engine:
         first = engine_loop(engine, pixels[:5])
         other = engine_loop(engine, pixels[5:10])
         engine.step()  # an odd number of calls: the other set of states is the current one now
@@ -89,8 +107,8 @@ def test_reset_forgets_everything(exported: Callable[..., Path], pixels: np.ndar
     assert (first[-1]["logits"] != other[-1]["logits"]).any()
 
 
-def test_the_scale_holds_until_the_next_reset(exported: Callable[..., Path], pixels: np.ndarray):
-    with open_engine(exported(), batch=5) as engine:
+def test_the_scale_holds_until_the_next_reset(exported: Callable[..., Path], pixels: np.ndarray, backend: Backend):
+    with open_engine(exported(), batch=5, backend=backend) as engine:
         engine.reset(1.0)
         sharp = engine.step(pixels[:5]).confidence.copy()
         engine.reset(1000.0)
@@ -118,7 +136,7 @@ def test_a_states_input_and_output_never_share_a_buffer(
 
     monkeypatch.setattr(onnxruntime.IOBinding, "bind_output", watch(1))
     monkeypatch.setattr(onnxruntime.IOBinding, "bind_input", watch(0))
-    with open_engine(exported(method=method), batch=3) as engine:
+    with open_engine(exported(method=method), batch=3, backend="onnxruntime") as engine:
         states = len(engine.manifest.states)
         bindings = list(bound.values())
         assert len(bindings) == 3
@@ -139,7 +157,7 @@ def reference(exported: Callable[..., Path], pixels: np.ndarray) -> dict[str, tu
     """Per method the logits of every step and the exit steps: one step per call, batch 64, one thread."""
     found = {}
     for method in METHODS:
-        with open_engine(exported(method=method), batch=64, threads=1) as engine:
+        with open_engine(exported(method=method), batch=64, threads=1, backend="onnxruntime") as engine:
             found[method] = everything(engine, pixels)
     return found
 
@@ -155,9 +173,9 @@ def everything(engine: Engine, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize(
-    ("method", "k", "batch", "threads", "optimize"),
-    list(product(METHODS, (1, 2, 4, 8), (1, 7, 64), (1, 2), (True, False))),
+    ("backend", "optimize"), [("onnxruntime", True), ("onnxruntime", False), ("openvino", True)], indirect=["backend"]
 )
+@pytest.mark.parametrize(("method", "k", "batch", "threads"), list(product(METHODS, (1, 2, 4, 8), (1, 7, 64), (1, 2))))
 def test_no_setting_changes_a_bit(
     exported: Callable[..., Path],
     pixels: np.ndarray,
@@ -167,10 +185,11 @@ def test_no_setting_changes_a_bit(
     batch: int,
     threads: int,
     optimize: bool,
+    backend: Backend,
 ):
     count = {1: 6, 7: 24, 64: 64}[batch]  # 24 is no multiple of 7: the last batch is filled up
     with open_engine(
-        exported(method=method, steps_per_call=k), batch=batch, threads=threads, optimize=optimize
+        exported(method=method, steps_per_call=k), batch=batch, threads=threads, optimize=optimize, backend=backend
     ) as engine:
         logits, steps = everything(engine, pixels[:count])
     np.testing.assert_array_equal(logits, reference[method][0][:count])
@@ -183,8 +202,8 @@ def test_the_reference_is_worth_comparing_with(reference: dict[str, tuple[np.nda
         assert len(np.unique(steps)) > 2
 
 
-def test_default_threads(exported: Callable[..., Path], pixels: np.ndarray, reference):
-    with open_engine(str(exported(method="qcfs")), batch=64) as engine:
+def test_default_threads(exported: Callable[..., Path], pixels: np.ndarray, reference, backend: Backend):
+    with open_engine(str(exported(method="qcfs")), batch=64, backend=backend) as engine:
         np.testing.assert_array_equal(everything(engine, pixels)[0], reference["qcfs"][0])
 
 
@@ -210,13 +229,15 @@ def test_without_onnxruntime(exported: Callable[..., Path], monkeypatch: pytest.
     with pytest.raises(
         BackendMissing, match=r"ONNX Runtime is not installed.*`pip install 'dynamic-confidence\[cpu\]'"
     ):
-        open_engine(path)
+        open_engine(path, backend="onnxruntime")
     assert BackendMissing.exit_code == 3
 
 
-def test_an_input_of_another_batch_is_refused_not_repeated(exported: Callable[..., Path], pixels: np.ndarray) -> None:
+def test_an_input_of_another_batch_is_refused_not_repeated(
+    exported: Callable[..., Path], pixels: np.ndarray, backend: Backend
+) -> None:
     with (
-        open_engine(exported(), batch=7) as engine,
+        open_engine(exported(), batch=7, backend=backend) as engine,
         pytest.raises(
             DynamicConfidenceError, match=r"uint8 of shape \[1, 1, 12, 12\]: .* for uint8 pixels \[7, 1, 12, 12\]"
         ),
@@ -225,15 +246,20 @@ def test_an_input_of_another_batch_is_refused_not_repeated(exported: Callable[..
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool])
-def test_pixels_of_another_type_are_refused(exported: Callable[..., Path], pixels: np.ndarray, dtype: type):
+def test_pixels_of_another_type_are_refused(
+    exported: Callable[..., Path], pixels: np.ndarray, dtype: type, backend: Backend
+):
     message = rf"input {np.dtype(dtype)} of shape \[5, 1, 12, 12\]: this engine was opened for uint8 pixels \[5, 1, 12"
-    with open_engine(exported(), batch=5) as engine, pytest.raises(DynamicConfidenceError, match=message):
+    with (
+        open_engine(exported(), batch=5, backend=backend) as engine,
+        pytest.raises(DynamicConfidenceError, match=message),
+    ):
         engine.step(pixels[:5].astype(dtype))
 
 
-def test_the_first_call_needs_an_image(exported: Callable[..., Path], pixels: np.ndarray):
+def test_the_first_call_needs_an_image(exported: Callable[..., Path], pixels: np.ndarray, backend: Backend):
     """Otherwise it would answer for the image of the input before."""
-    with open_engine(exported(), batch=5) as engine:
+    with open_engine(exported(), batch=5, backend=backend) as engine:
         with pytest.raises(DynamicConfidenceError, match=r"no image since the reset: give step\(\) the pixels"):
             engine.step()
         engine.step(pixels[:5])
@@ -243,9 +269,12 @@ def test_the_first_call_needs_an_image(exported: Callable[..., Path], pixels: np
             engine.step()
 
 
-def test_a_closed_engine_says_so_and_has_freed_its_session(exported: Callable[..., Path], pixels: np.ndarray):
-    with open_engine(exported(), batch=5) as engine:
-        session = weakref.ref(engine._session)  # type: ignore[attr-defined]
+def test_a_closed_engine_says_so_and_has_freed_its_session(
+    exported: Callable[..., Path], pixels: np.ndarray, backend: Backend
+):
+    with open_engine(exported(), batch=5, backend=backend) as engine:
+        held = {"onnxruntime": "_session", "openvino": "_request"}[backend]
+        session = weakref.ref(getattr(engine, held))
         logits = engine.step(pixels[:5]).logits
         kept = logits.copy()
     assert session() is None
@@ -260,7 +289,7 @@ def test_the_registry_names_what_is_there(tmp_path: Path):
         kind = import_module(f"dynamic_confidence.runtime.{module}")
         assert hasattr(kind, "read_manifest")
         assert hasattr(kind, "write_calibration")
-    for entry in ENGINES.values():
+    for entry in (*ENGINES.values(), *BACKENDS.values()):
         module, name = entry.split(":")
         assert hasattr(import_module(f"dynamic_confidence.runtime.engines.{module}"), name)
 

@@ -148,6 +148,72 @@ def test_a_wrong_value_is_named(plain: dict[str, Any], path: str, key: str, valu
         manifest_from_json(json.dumps(plain), "net.onnx")
 
 
+SCHEDULE = {
+    "calls": [8, 4],
+    "cost_ms": [[4, 1.5], [8, 2.5]],
+    "engine": "ONNX Runtime",
+    "threads": None,
+    "expected_ms": 3.0,
+    "measured_ms": 3.5,
+}
+
+
+@pytest.fixture
+def tuned(plain: dict[str, Any]) -> dict[str, Any]:
+    """With calls of four and of eight steps, and a schedule of both."""
+    return plain | {"more_steps_per_call": [8], "schedule": json.loads(json.dumps(SCHEDULE))}
+
+
+def test_a_tuned_network(tuned: dict[str, Any]):
+    manifest = manifest_from_json(json.dumps(tuned), "net.onnx")
+    assert manifest.call_sizes == (4, 8)
+    assert manifest.schedule is not None
+    assert manifest.schedule.calls == (8, 4)
+    assert dict(manifest.schedule.cost_ms) == {4: 1.5, 8: 2.5}
+    assert json.loads(json_from_manifest(manifest)) == tuned
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value", "message"),
+    [
+        ("", "more_steps_per_call", [], r"schedule\.calls \[8, 4\]: expected some of \[4\]"),
+        ("", "more_steps_per_call", [8, 8], r"a name stands twice"),
+        ("", "more_steps_per_call", [16, 8], r"more_steps_per_call \[16, 8\]: expected ascending numbers above .*, 4"),
+        (
+            "",
+            "more_steps_per_call",
+            [2],
+            r"more_steps_per_call \[2\]: expected ascending numbers above steps_per_call, 4",
+        ),
+        ("", "more_steps_per_call", [8, 9], r"schedule\.cost_ms \[4, 8\]: expected all of \[4, 8, 9\]"),
+        ("states.0", "input", "label@8", "a name stands twice"),
+        ("schedule", "calls", [], r"schedule\.calls \[\]: expected at least one, each with its cost_ms, \[4, 8\]"),
+        ("schedule", "calls", [3], r"schedule\.calls \[3\]: expected at least one, each with its cost_ms, \[4, 8\]"),
+        ("schedule", "cost_ms", [[4, 1.0], [4, 2.0]], r"schedule\.cost_ms \[4, 4\]: a number of steps stands twice"),
+        ("schedule", "cost_ms", [[4, 1.0], [8, 0.0]], r"schedule: \[.*\] ms must be positive and finite"),
+        ("schedule", "expected_ms", -1.0, r"schedule: \[-1\.0, .*\] ms must be positive and finite"),
+        ("schedule", "colour", 1, "`colour`"),
+    ],
+)
+def test_calls_and_schedules_that_cannot_be(tuned: dict[str, Any], path: str, key: str, value: object, message: str):
+    part(tuned, path)[key] = value
+    with pytest.raises(DynamicConfidenceError, match=rf"net\.onnx: .*{message}.*`dc-export model\.pt`"):
+        manifest_from_json(json.dumps(tuned), "net.onnx")
+
+
+@pytest.mark.parametrize("key", list(SCHEDULE))
+def test_every_key_of_a_schedule_must_stand(tuned: dict[str, Any], key: str):
+    del tuned["schedule"][key]
+    with pytest.raises(DynamicConfidenceError, match=rf"missing required field `{key}`"):
+        manifest_from_json(json.dumps(tuned), "net.onnx")
+
+
+def test_frames_have_one_k(exported: Callable[..., Path]):
+    frames = json.loads(json_from_manifest(read_onnx(exported(steps_per_call=4, frames=True))[1]))
+    with pytest.raises(DynamicConfidenceError, match=r"more_steps_per_call \[8\] with frames: expected none"):
+        manifest_from_json(json.dumps(frames | {"more_steps_per_call": [8]}), "net.onnx")
+
+
 def test_qffs_needs_the_spikes(plain: dict[str, Any]):
     plain["outputs"] = plain["outputs"][:3]
     with pytest.raises(DynamicConfidenceError, match="a qffs network has the output spikes, expected it"):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dynamic_confidence.runtime.continuous_batching import answer_stream
 from dynamic_confidence.runtime.cuda import IMPLEMENTATIONS, bindings, open_cuda, pycuda
 from dynamic_confidence.runtime.cuda.errors import CudaError
 from dynamic_confidence.runtime.engine import open_engine
@@ -147,6 +148,27 @@ def test_another_image_and_a_reset_in_the_middle(
                 found, expected = gpu.step(one), cpu.step(one)
                 np.testing.assert_array_equal(found.logits, expected.logits)
                 np.testing.assert_array_equal(found.label, expected.label)
+
+
+@pytest.mark.parametrize(("flavour", "method", "k"), list(product(FLAVOURS, ("qcfs", "qffs"), (1, 4))))
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_batch_is_refilled(
+    built: Callable[..., tuple[Path, Path]],
+    pixels: np.ndarray,
+    flavour: tuple[str, tuple[str, ...]],
+    method: str,
+    k: int,
+    speculate: bool,
+):
+    """Answers of inputs that enter when others stop, as the CPU gives them alone."""
+    source, path = built(*flavour, method=method, steps_per_call=k)
+    with open_engine(source) as cpu, open_engine(path, batch=7, speculate=speculate) as gpu:
+        policy = policy_from_manifest(cpu.manifest, threshold=0.6)
+        expected = [infer(cpu, image[None], policy).row(0) for image in pixels[:24]]
+        for number, answer in answer_stream(gpu, pixels[:24], policy):
+            np.testing.assert_array_equal(answer.logits, expected[number].logits)
+            assert (answer.steps, answer.reason) == (expected[number].steps, expected[number].reason)
+    assert len({answer.steps for answer in expected}) > 2
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

@@ -37,6 +37,7 @@ def refused(check: Callable[[], None]) -> str:
         ),
         ({"threads": 2}, "threads 2 is for .onnx files; a plan was optimised"),
         ({"optimize": False}, "optimize False is for .onnx files"),
+        ({"backend": "openvino"}, "backend openvino is for .onnx files"),
         (
             {"batch": 5},
             "batch 5, but it was built for 4 at most. Build it again with `dc-build net.onnx -o net.plan --flavour rtx "

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_network import answer_of, manifest_of, plain_call, scribbles_first, tensors_of
+from memory_network import PlainNetwork, answer_of, manifest_of, scribbles_first, tensors_of
 from queued_memory import ADDRESS, STREAM, QueuedMemory
 
 from dynamic_confidence.runtime.cuda.errors import CudaError
@@ -160,7 +160,7 @@ class TestOnAQueue:
 
     @pytest.mark.parametrize("speculate", [False, True])
     def test_steps(self, cuda: QueuedMemory, plan: Path, speculate: bool):
-        plain = plain_call(MANIFEST, layout_from_manifest(MANIFEST, 2), MANIFEST.calibration.scale)
+        plain = PlainNetwork(MANIFEST, layout_from_manifest(MANIFEST, 2), MANIFEST.calibration.scale)
         with open_engine(plan, batch=2, speculate=speculate) as engine:
             assert engine.batch == 2
             assert engine.manifest == MANIFEST
@@ -176,6 +176,33 @@ class TestOnAQueue:
             assert cuda.alive[-2:] == ["graph 4", "graph 5"]
             assert cuda.alive.index("contexts") == len(cuda.alive) - 3
         assert cuda.alive == []
+
+    @pytest.mark.parametrize("speculate", [False, True])
+    def test_refills(self, cuda: QueuedMemory, plan: Path, speculate: bool):
+        """One row gets another image, the other goes on; an engine that guessed has to guess no more."""
+        plain = PlainNetwork(MANIFEST, layout_from_manifest(MANIFEST, 2), MANIFEST.calibration.scale)
+        with open_engine(plan, batch=2, speculate=speculate) as engine:
+            for call in range(MANIFEST.max_steps):
+                if call in (1, 4, 5):
+                    engine.refill(np.array([call % 2]), np.full((1, 1, 2, 3), 50 + call, np.uint8))
+                    plain.refill([call % 2], 50 + call)
+                found = engine.step(np.full((2, 1, 2, 3), 9, np.uint8) if call == 0 else None)
+                for name, values in answer_of(plain(None if call else 9)).items():
+                    np.testing.assert_array_equal(getattr(found, name), values)
+            with pytest.raises(DynamicConfidenceError, match=r"rows \[2\]: expected whole numbers from 0 to 1, "):
+                engine.refill(np.array([2]), np.zeros((1, 1, 2, 3), np.uint8))
+
+    def test_a_refill_that_fails_needs_a_reset(self, cuda: QueuedMemory, plan: Path):
+        pixels = np.full((2, 1, 2, 3), 9, np.uint8)
+        with open_engine(plan, batch=2) as engine:
+            expected = engine.step(pixels).logits.copy()
+            cuda.fails_at = cuda.calls + 1
+            with pytest.raises(CudaError, match="as the test asked"):
+                engine.refill(np.array([0]), pixels[:1])
+            with pytest.raises(DynamicConfidenceError, match=r"failed or was interrupted: call reset\(\) before step"):
+                engine.step()
+            engine.reset(MANIFEST.calibration.scale)
+            np.testing.assert_array_equal(engine.step(pixels).logits, expected)
 
     @pytest.mark.parametrize(
         ("captures", "graphs", "said"),
@@ -196,6 +223,8 @@ class TestOnAQueue:
             engine.step()
         with pytest.raises(DynamicConfidenceError, match=r"this engine is closed: call reset\(\) inside its `with` bl"):
             engine.reset(1.0)
+        with pytest.raises(DynamicConfidenceError, match=r"this engine is closed: call refill\(\) inside its `with` b"):
+            engine.refill(np.array([0]), np.zeros((1, 1, 2, 3), np.uint8))
         np.testing.assert_array_equal(logits, kept)
         assert cuda.alive == []
 

@@ -184,7 +184,7 @@ def test_a_folder_of_sets_is_no_set(tmp_path: Path):
     write_tree(tmp_path / "photos" / "train")
     write_tree(tmp_path / "photos" / "test")
     (tmp_path / "photos" / "__MACOSX").mkdir()
-    text = r"photos: its folders hold folders \(test, train\), not images\. .* did you mean .*photos/test\?"
+    text = r"photos: its folders hold folders \(test, train\), not images\. .* did you mean .*photos/train\?"
     with pytest.raises(DynamicConfidenceError, match=text):
         load_image_set(tmp_path / "photos")
     (tmp_path / "photos" / "train" / "__MACOSX").mkdir()

@@ -180,6 +180,24 @@ def test_a_loss_that_is_not_finite_is_one_error_and_keeps_the_last_good_network(
     assert accuracy_of(kept.network(), sets[1]) == kept.notes["validation_accuracy"]
 
 
+def test_weights_that_the_last_update_of_an_epoch_made_useless_are_not_kept(tmp_path: Path, sets: Sets):
+    """The loss is looked at before an update, so the only one of this epoch is not seen to diverge."""
+    options = TrainingOptions(epochs=1, batch=len(sets[0]), lr=1e38)
+    with pytest.raises(
+        DynamicConfidenceError, match="answers with numbers that are not finite: its training has diverg"
+    ):
+        train(start(sets, activation="relu"), *sets, options, tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_class_is_trained_on(tmp_path: Path, sets: Sets):
+    """As with --from and a class folder that is empty: the names are the network's, so nobody else counts them."""
+    without = sets[0].take(torch.nonzero((sets[0].labels != 3) & (sets[0].labels != 7)).flatten())
+    with pytest.raises(DynamicConfidenceError, match="no image of 3, 7 to train on, expected some of every class"):
+        train(start(sets), without, sets[1], TrainingOptions(epochs=1), tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_broken_image_stops_training_and_keeps_the_last_good_network(tmp_path: Path, sets: Sets, digits: Path):
     copy = tmp_path / "data"
     shutil.copytree(digits / "calibration", copy)

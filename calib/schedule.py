@@ -1,0 +1,83 @@
+"""The exit-aware schedule: which calls answer soonest, from when inputs stop and what a call of each length costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..runtime.errors import DynamicConfidenceError
+
+
+def best_schedule(histogram: np.ndarray, cost_ms: Mapping[int, float]) -> tuple[int, ...]:
+    """Return the steps of the calls, one after another, with the least expected milliseconds until the exit.
+
+        V(s) = min over K of  P(exit > s) cost_K + V(s + K),   V(s >= T) = 0
+
+    where V(0) is the latency: an input pays for every call that starts before its exit (dynamic programming; this is
+    E(s) = min cost_K + P(exit > s+K | exit > s) E(s+K) times P(exit > s)). What nothing is seen to reach costs nothing;
+    there the calls are those that reach T soonest.
+    Shapes: histogram `[step]`, the share of inputs that stop at each step 1 … T; cost_ms K -> ms of a call.
+    Raises: DynamicConfidenceError for shares that do not add up to 1, or costs that are not positive.
+    """
+    reaching = _reaching(histogram)
+    _check_costs(cost_ms)
+    steps = len(histogram)
+    # Expected milliseconds from step s on, and those of an input that runs to the end, which decide between equals.
+    best: list[tuple[float, float, int]] = [(0.0, 0.0, 0)] * steps
+    for start in reversed(range(steps)):
+        choices = []
+        for size, cost in cost_ms.items():
+            after = best[start + size][:2] if start + size < steps else (0.0, 0.0)
+            choices.append((reaching[start] * cost + after[0], cost + after[1], -size))
+        best[start] = min(choices)
+    calls: list[int] = []
+    while sum(calls) < steps:
+        calls.append(-best[sum(calls)][2])
+    return tuple(calls)
+
+
+def expected_latency(calls: Sequence[int], histogram: np.ndarray, cost_ms: Mapping[int, float]) -> float:
+    """Return the mean milliseconds until the exit under a schedule, whose last call is repeated.
+
+        sum over calls of  P(exit > steps done before it) * cost of the call
+
+    Shapes and errors as for `best_schedule`; and DynamicConfidenceError for a call without a cost.
+    """
+    reaching = _reaching(histogram)
+    _check_costs(cost_ms)
+    unknown = set(calls) - cost_ms.keys()
+    if unknown or not calls:
+        raise DynamicConfidenceError(f"calls {list(calls)}: expected at least one, each with a cost: {list(cost_ms)}.")
+    total, done, number = 0.0, 0, 0
+    while done < len(histogram):
+        size = calls[min(number, len(calls) - 1)]
+        total += float(reaching[done]) * cost_ms[size]
+        done, number = done + size, number + 1
+    return total
+
+
+def shortened(calls: Sequence[int]) -> tuple[int, ...]:
+    """Leave out the repetitions at the end, which a reader adds again: `(8, 1, 1, 1)` -> `(8, 1)`."""
+    found = list(calls)
+    while len(found) > 1 and found[-1] == found[-2]:
+        found.pop()
+    return tuple(found)
+
+
+def _reaching(histogram: np.ndarray) -> np.ndarray:
+    """P(exit > s) for s = 0 … T - 1, exactly 0 behind the last step at which anything stops."""
+    if histogram.ndim != 1 or not len(histogram) or histogram.min() < 0 or abs(histogram.sum() - 1) > 1e-9:
+        raise DynamicConfidenceError(
+            f"exit histogram of shape {histogram.shape} with sum {histogram.sum():g}: expected shares `[step]` that "
+            "add up to 1; use histogram(exit_steps(...), steps)."
+        )
+    # From the end: differences from 1 would leave a rest of rounding where nothing is left.
+    return histogram[::-1].cumsum()[::-1]
+
+
+def _check_costs(cost_ms: Mapping[int, float]) -> None:
+    if not cost_ms or min(cost_ms) < 1 or not all(0 < cost < np.inf for cost in cost_ms.values()):
+        raise DynamicConfidenceError(
+            f"costs {dict(cost_ms)}: expected positive milliseconds for each length of call, from 1 step on."
+        )

@@ -1,0 +1,120 @@
+"""The schedule with the least expected latency, against every sequence there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamic_confidence.calib.exits import histogram
+from dynamic_confidence.calib.schedule import best_schedule, expected_latency, shortened
+from dynamic_confidence.runtime.errors import DynamicConfidenceError
+
+COSTS = {1: 1.0, 2: 1.6, 4: 2.8}
+
+
+def every_schedule(steps: int, sizes: list[int]) -> Iterator[tuple[int, ...]]:
+    """All sequences of calls that reach `steps` and make no call for nothing."""
+    if steps <= 0:
+        yield ()
+        return
+    for size in sizes:
+        for rest in every_schedule(steps - size, sizes):
+            yield (size, *rest)
+
+
+def mean_latency(calls: tuple[int, ...], exits: list[int], cost: dict[int, float]) -> float:
+    """Input by input: it pays for calls until its exit is done."""
+    total = 0.0
+    for exit_step in exits:
+        done = 0
+        for size in calls:
+            total += cost[size]
+            done += size
+            if done >= exit_step:
+                break
+    return total / len(exits)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, list[int], dict[int, float]]:
+    steps = draw(st.integers(1, 8))
+    exits = draw(st.lists(st.integers(1, steps), min_size=1, max_size=12))
+    sizes = draw(st.sets(st.integers(1, 9), min_size=1, max_size=3))
+    return steps, exits, {size: draw(st.floats(0.1, 9.0)) for size in sorted(sizes)}
+
+
+@given(cases())
+def test_no_schedule_is_better(case: tuple[int, list[int], dict[int, float]]):
+    steps, exits, cost = case
+    shares = histogram(np.array(exits), steps)
+    found = best_schedule(shares, cost)
+    assert sum(found) >= steps > sum(found[:-1])
+    least = min(mean_latency(calls, exits, cost) for calls in every_schedule(steps, list(cost)))
+    assert mean_latency(found, exits, cost) == pytest.approx(least)
+    assert expected_latency(found, shares, cost) == pytest.approx(least)
+
+
+@given(cases(), st.data())
+def test_the_expected_latency_is_the_mean_over_inputs(case, data: st.DataObject):
+    steps, exits, cost = case
+    calls = tuple(data.draw(st.lists(st.sampled_from(list(cost)), min_size=1, max_size=6)))
+    whole = calls + calls[-1:] * steps
+    found = expected_latency(calls, histogram(np.array(exits), steps), cost)
+    assert found == pytest.approx(mean_latency(whole, exits, cost))
+    assert found == pytest.approx(expected_latency(whole, histogram(np.array(exits), steps), cost))
+    again = shortened(whole)
+    assert (again + again[-1:] * len(whole))[: len(whole)] == whole
+    assert len(again) == 1 or again[-1] != again[-2]
+
+
+@given(cases())
+def test_it_is_never_worse_than_a_fixed_k(case: tuple[int, list[int], dict[int, float]]):
+    steps, exits, cost = case
+    shares = histogram(np.array(exits), steps)
+    best = expected_latency(best_schedule(shares, cost), shares, cost)
+    assert all(best <= expected_latency((size,), shares, cost) * (1 + 1e-12) for size in cost)
+
+
+@pytest.mark.parametrize(
+    ("exits", "steps", "calls"),
+    [
+        ([8] * 9, 8, (4, 4)),  # nobody stops before the end: the cheapest way there
+        ([1, 1, 1, 8], 8, (1, 4, 2, 1)),  # most stop at once
+        ([4, 4, 5, 6], 8, (4, 1, 1, 2)),  # a long call as long as nobody stops, then single steps
+        ([1, 1], 8, (1, 4, 2, 1)),  # behind the last exit seen: the cheapest way to the end
+        ([1], 1, (1,)),
+    ],
+)
+def test_long_calls_where_nothing_stops(exits: list[int], steps: int, calls: tuple[int, ...]):
+    assert best_schedule(histogram(np.array(exits), steps), COSTS) == calls
+
+
+@pytest.mark.parametrize(
+    ("shares", "cost", "message"),
+    [
+        ([0.5, 0.4], COSTS, r"exit histogram of shape \(2,\) with sum 0\.9: expected shares .* add up to 1"),
+        ([], COSTS, r"exit histogram of shape \(0,\)"),
+        ([1.5, -0.5], COSTS, "exit histogram"),
+        ([1.0], {}, r"costs \{\}: expected positive milliseconds"),
+        ([1.0], {0: 1.0}, r"costs \{0: 1\.0\}: expected positive milliseconds"),
+        ([1.0], {1: 0.0}, r"costs \{1: 0\.0\}: expected positive milliseconds"),
+        ([1.0], {1: float("nan")}, r"costs \{1: nan\}: expected positive milliseconds"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(shares: list[float], cost: dict[int, float], message: str):
+    with pytest.raises(DynamicConfidenceError, match=message):
+        best_schedule(np.array(shares), cost)
+    with pytest.raises(DynamicConfidenceError, match=message):
+        expected_latency((1,), np.array(shares), cost)
+
+
+@pytest.mark.parametrize("calls", [(), (1, 3)])
+def test_a_call_without_a_cost_is_refused(calls: tuple[int, ...]):
+    with pytest.raises(
+        DynamicConfidenceError, match=r"calls \[.*\]: expected at least one, each with a cost: \[1, 2, 4"
+    ):
+        expected_latency(calls, np.array([1.0]), COSTS)

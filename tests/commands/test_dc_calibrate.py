@@ -105,6 +105,7 @@ def test_json(network, data, final, label, method):
         "front",
         "baseline_steps",
         "baseline_accuracy",
+        "accuracy_at_step",
         "steps",
         "bound_steps",
         "bound_accuracy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ def check_output(output: Path) -> None:
         raise DynamicConfidenceError(f"{output}: is a folder, expected a file name. Choose another place with -o.")
     if output.suffix not in (".pt", ".pth"):
         raise DynamicConfidenceError(f"{output}: a checkpoint is named .pt: -o {output.with_suffix('.pt')}")
+    if not output.parent.is_dir():
+        raise DynamicConfidenceError(f"{output}: its folder does not exist: mkdir -p {shlex.quote(str(output.parent))}")
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass

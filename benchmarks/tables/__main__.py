@@ -44,12 +44,16 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
     for model, _ in wanted:
         load_checkpoint(model)  # what cannot be read is said before the long work
     settings = []
-    for model, (validation, test) in wanted:
-        for method in METHODS:
-            click.echo(f"{model.stem}, {method}: exporting, tracing", err=True)
-            length = steps if method == "qcfs" else None
-            files = prepared(model, method, length, validation, test, output / "traces", progress)
-            settings.append(measured(files))
+    try:
+        for model, (validation, test) in wanted:
+            for method in METHODS:
+                click.echo(f"{model.stem}, {method}: exporting, tracing", err=True)
+                length = steps if method == "qcfs" else None
+                files = prepared(model, method, length, validation, test, output / "traces", progress)
+                settings.append(measured(files))
+    except KeyboardInterrupt:
+        click.echo(f"{output}: what was traced is kept; the same command goes on from there.", err=True)
+        raise
     output.mkdir(parents=True, exist_ok=True)
     write_record(output / "record.json", "tables", {"settings": settings})
     text = page(settings)

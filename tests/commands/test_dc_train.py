@@ -225,7 +225,7 @@ def test_command_names_the_network_that_is_kept_when_training_fails(
         (["--lr", 0, "-o", "{tmp}/m.pt"], "--lr 0.0: expected a number above 0"),
         (["--architecture", "resnet19", "-o", "{tmp}/m.pt"], "Did you mean 'resnet18'?"),
         (["--from", "{tmp}/x.pt", "-o", "{tmp}/m.pt"], "x.pt: no such file"),
-        (["-o", "{tmp}/missing/m.pt"], "cannot write there (No such file or directory). Choose another place with -o."),
+        (["-o", "{tmp}/missing/m.pt"], "missing/m.pt: its folder does not exist: mkdir -p "),
         (["-o", "{tmp}"], "is a folder, expected a file name"),
     ],
 )

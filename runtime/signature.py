@@ -25,6 +25,11 @@ class Tensor(NamedTuple):
 Signature = dict[str, Tensor]
 
 
+def shape_at(shape: tuple[Dim, ...], batch: int) -> tuple[int, ...]:
+    """A shape of the manifest for so many inputs."""
+    return tuple(batch if dim == "N" else int(dim) for dim in shape)
+
+
 def signature_of_manifest(manifest: Manifest) -> Signature:
     """Inputs and outputs of the network that the manifest describes."""
 

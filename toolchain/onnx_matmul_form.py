@@ -15,7 +15,7 @@ from onnx import TensorProto
 from .onnx_conv_form import convolution, float_weight
 from .onnx_graph import GraphBuilder
 from .onnx_neurons import INITIAL_MEMBRANE, steps_of
-from .snn import INPUT, Layer, Pool, Shape, Snn, Synapse
+from .snn import INPUT, Layer, Pool, Shape, Snn, Synapse, out_size
 
 MICROSOFT = "com.microsoft"
 TO_CHANNELS_LAST, TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -133,8 +133,8 @@ class MatmulForm:
         graph, source = self.graph, synapse.source
         (ky, kx), (sy, sx) = synapse.weight.shape[2:], synapse.stride
         _, height, width = self.snn.shape_of(source)
-        (py, px) = synapse.padding
-        size_y, size_x = (height + 2 * py - ky) // sy + 1, (width + 2 * px - kx) // sx + 1
+        py, px = synapse.padding
+        size_y, size_x = out_size(height, ky, sy, py), out_size(width, kx, sx, px)
         name = f"{source}/{ky}x{kx}_{sy}{sx}_{py}{px}"
         if graph.has(name):
             return name

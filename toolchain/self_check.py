@@ -14,6 +14,7 @@ from ..calib.exits import exit_steps
 from ..runtime.confidence import max_softmax
 from ..runtime.errors import BackendMissing, CheckFailed
 from ..runtime.manifest import Manifest
+from ..runtime.signature import shape_at
 from .oracle import oracle_steps
 from .simulate import simulate, simulation_from_snn
 from .snn import Snn
@@ -141,7 +142,7 @@ class GraphRun:
         scale = np.array(manifest.calibration.scale, np.float32)
         self._feed = {manifest.scale_input: scale}
         for state in manifest.states:
-            shape = [pixels.shape[-4] if dim == "N" else int(dim) for dim in state.shape]
+            shape = shape_at(state.shape, pixels.shape[-4])
             self._feed[state.input] = np.full(shape, state.initial, np.float32)
 
     def call(self) -> dict[str, np.ndarray]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+from ..markdown_table import markdown_table
 from .numbers import Row, best, limit_rates, line, loop_us, over_steps, rows_of
 
 SUMMARY = {
@@ -66,7 +66,7 @@ def _summary(cells: list[dict[str, Any]]) -> str:
 
     lines = [(title, *texts(*beginnings)) for title, beginnings in SUMMARY.items()]
     loops = ("stepping loop beside the engine's calls, µs per step", *(f"{loop_us(cell)[0]:.1f}" for cell in cells))
-    return _table(_header(cells), [*lines, loops])
+    return markdown_table(_header(cells), [*lines, loops])
 
 
 def _header(cells: list[dict[str, Any]]) -> list[str]:
@@ -83,7 +83,7 @@ def _ratios(cells: list[dict[str, Any]]) -> str:
 
     first = ("the demo's way, ms per step", *(f"{next(iter(rows.values())).wall_ms:.3g}" for rows in found))
     body = ((name, *(text(name, *pair) for pair in zip(found, missing, strict=True))) for name in names)
-    return _table(_header(cells), [first, *body])
+    return markdown_table(_header(cells), [first, *body])
 
 
 def _cell(cell: dict[str, Any]) -> str:
@@ -96,7 +96,7 @@ def _cell(cell: dict[str, Any]) -> str:
         f"{cell['rounds']} rounds, medians known to ± {cell['largest_spread']:.1%}. The machine's limits in the same "
         f"run: {rate['fp32'] / 1e9:.1f} GFLOP/s, int8 {rate['int8'] / 1e9:.0f} GOP/s, copying {rate['copy'] / 1e9:.1f} "
         f"GB/s. The stepping loop takes {loop:.1f} µs per step ({loop_cpu:.1f} of CPU time) beside the engine's calls.",
-        _table(
+        markdown_table(
             ("", "ms per step", "CPU ms", "ratio", "min – max", "CPU ratio", "× floor", "steps per pass", "same bits"),
             (_cells(row) for row in rows),
         ),
@@ -131,11 +131,3 @@ def _notes(cell: dict[str, Any]) -> list[str]:
             f"straight line to {error:.1%}."
         )
     return ["\n".join(notes)]
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    names = list(header)
-    lines = [names, ["---"] * len(names), *map(list, rows)]
-    if any(len(cells) != len(names) for cells in lines):
-        raise ValueError(f"rows of {sorted({len(cells) for cells in lines})} cells under {len(names)} headings")
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

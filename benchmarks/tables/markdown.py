@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+from ..markdown_table import markdown_table
 from .pictures import MAIN_RULE
 from .published import CIFAR_SAVING, S1, SETTINGS, Published, counterpart
 
@@ -39,14 +39,6 @@ def page(settings: list[dict[str, Any]]) -> str:
     )
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    names = list(header)
-    lines = [names, ["---"] * len(names), *map(list, rows)]
-    if any(len(cells) != len(names) for cells in lines):
-        raise ValueError(f"rows of {sorted({len(cells) for cells in lines})} cells under {len(names)} headings")
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _accuracy_table(settings: list[dict[str, Any]], which: str, published: tuple[Published, ...]) -> str:
     header = ("network", "method", "quantised", "T", "accuracy at T", "with early exit", "steps", "saved")
     rows = []
@@ -55,7 +47,7 @@ def _accuracy_table(settings: list[dict[str, Any]], which: str, published: tuple
         ours = _ours(row) if row else ("–",) * 5
         beside = _number(paper.steps, 0), _number(paper.mean_steps), _saved(paper.saving)
         rows.append((setting["network"], setting["method"], _percent(setting["ann_accuracy"]), *ours, *beside))
-    return _table((*header, "paper: T", "paper: steps", "paper: saved"), rows)
+    return markdown_table((*header, "paper: T", "paper: steps", "paper: saved"), rows)
 
 
 def _ours(row: dict[str, Any]) -> tuple[str, ...]:
@@ -122,7 +114,7 @@ def _spike_table(settings: list[dict[str, Any]]) -> str:
                 _number(paper.exit_spikes),
             )
         )
-    return _table((*header, "paper: at T", "paper: with early exit"), rows)
+    return markdown_table((*header, "paper: at T", "paper: with early exit"), rows)
 
 
 def _rule_table(settings: list[dict[str, Any]]) -> str:
@@ -140,7 +132,7 @@ def _rule_table(settings: list[dict[str, Any]]) -> str:
                     f"{0.0 - 100 * found['drop']:+.2f} ± {100 * found['drop_95']:.2f}",
                 )
             )
-    return _table(("network", "rule", "th_c", "steps", "accuracy", "against T, points"), rows)
+    return markdown_table(("network", "rule", "th_c", "steps", "accuracy", "against T, points"), rows)
 
 
 def _published_table() -> str:
@@ -164,7 +156,7 @@ def _published_table() -> str:
         for table, published in (("1, 3", SETTINGS), ("S1", S1))
         for row in published
     ]
-    return _table((*header, "spikes", "with early exit", "note"), rows)
+    return markdown_table((*header, "spikes", "with early exit", "note"), rows)
 
 
 def _percent(fraction: float) -> str:

@@ -96,8 +96,8 @@ def measured(setting: Setting) -> dict[str, Any]:
         "calibration": {"data": read_header(setting.calibration).data, "samples": trace.samples},
         "test": {"data": header.data, "samples": header.samples},
         "accuracy_at_step": fixed_accuracy(test).tolist(),
-        "table_1": _row(setting, trace, header, settled),
-        "table_s1": _row(setting, trace, header, int(reached[0]) + 1) if len(reached) else None,
+        "table_1": _row(setting, trace, test, header, settled),
+        "table_s1": _row(setting, trace, test, header, int(reached[0]) + 1) if len(reached) else None,
         "threshold_curves": _threshold_curves(trace, manifest.calibration.temperature * alpha, settled),
         "mean_confidence": {
             "before": _mean_confidence(test, manifest.calibration.temperature),
@@ -107,7 +107,7 @@ def measured(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _row(setting: Setting, trace: Trace, header: TraceHeader, steps: int) -> dict[str, Any]:
+def _row(setting: Setting, trace: Trace, test: Trace, header: TraceHeader, steps: int) -> dict[str, Any]:
     """A table's row: the network run for `steps` time steps, without and with early exit by every rule."""
     manifest = read_manifest(setting.network)
     shorter = Trace(trace.logits[:, :steps], trace.label, np.minimum(trace.last_step, steps))
@@ -115,7 +115,6 @@ def _row(setting: Setting, trace: Trace, header: TraceHeader, steps: int) -> dic
     reports = {rule: calibrate(shorter, current, Goal(rule)) for rule in RULES}
     main = reports[RULES[0]]
     as_paper = Goal(RULES[0], max_mean_steps=max(1.0, (1 - CIFAR_SAVING[0] / 100) * steps))
-    test = load_trace(setting.test, manifest)
     return {
         "steps": steps,
         "answers_stand_from": float(standing_from(test.logits[:, :steps].argmax(axis=2)).mean()),

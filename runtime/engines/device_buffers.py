@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DynamicConfidenceError
-from ..manifest import Dim, Manifest
+from ..manifest import Manifest
+from ..signature import shape_at
 
 ALIGNMENT = 256
 """Bytes: what TensorRT asks of every address."""
@@ -63,13 +64,10 @@ class Layout:
 def layout_from_manifest(manifest: Manifest, batch: int) -> Layout:
     """Lay out the tensors of a network for `batch` inputs, every one aligned to `ALIGNMENT` bytes."""
 
-    def fixed(shape: tuple[Dim, ...]) -> tuple[int, ...]:
-        return tuple(batch if dim == "N" else int(dim) for dim in shape)
-
-    states, state_bytes = _in_a_row(Place(0, s.dtype, fixed(s.shape)) for s in manifest.states)
-    answers, answer_bytes = _in_a_row(Place(0, o.dtype, fixed(o.shape)) for o in manifest.outputs)
+    states, state_bytes = _in_a_row(Place(0, s.dtype, shape_at(s.shape, batch)) for s in manifest.states)
+    answers, answer_bytes = _in_a_row(Place(0, o.dtype, shape_at(o.shape, batch)) for o in manifest.outputs)
     (pixels, scale), fed_bytes = _in_a_row(
-        [Place(0, manifest.input.dtype, fixed(manifest.input.shape)), Place(0, "float32", ())]
+        [Place(0, manifest.input.dtype, shape_at(manifest.input.shape, batch)), Place(0, "float32", ())]
     )
     fed = 3 * state_bytes
     pixels, scale = pixels.moved(fed), scale.moved(fed)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..engine import EngineOptions, StepOutput, check_refill, check_steps
 from ..errors import DynamicConfidenceError
-from ..manifest import Dim, Manifest
+from ..manifest import Manifest
 from ..onnx_file import read_onnx
+from ..signature import shape_at
 from ..variants import chosen_call_sizes, manifest_at, variant
 from .onnxruntime_session import check_form, check_options, first_run, start_session
 
@@ -48,9 +49,9 @@ class OnnxRuntimeEngine:
             sessions[size], self.backend = start_session(graph.SerializeToString(), path, options)
             _check_signature(sessions[size], described, path)
         device = "cpu" if options.provider == "cpu" else "cuda"
-        self._pixels = _Buffer(np.zeros(_shape(manifest.input.shape, batch), np.uint8), device)
+        self._pixels = _Buffer(np.zeros(shape_at(manifest.input.shape, batch), np.uint8), device)
         self._scale = _Buffer(np.ones((), np.float32), device)
-        shapes = [_shape(state.shape, batch) for state in manifest.states]
+        shapes = [shape_at(state.shape, batch) for state in manifest.states]
         self._states = [[_Buffer(np.empty(shape, np.float32), device) for shape in shapes] for _ in range(2)]
         # One buffer per value, as large as the largest state: reading it under several shapes is harmless.
         largest = max((int(np.prod(shape)) for shape in shapes), default=0)
@@ -121,7 +122,7 @@ class OnnxRuntimeEngine:
 
     def _call(self, session: onnxruntime.InferenceSession, manifest: Manifest) -> _Call:
         """Make the outputs of a session and its three bindings, by the manifest of its graph."""
-        outputs = {o.name: np.empty(_shape(o.shape, self.batch), o.dtype) for o in manifest.outputs}
+        outputs = {o.name: np.empty(shape_at(o.shape, self.batch), o.dtype) for o in manifest.outputs}
         first = [self._initial[state.initial] for state in manifest.states]
         pairs = ((self._states[0], self._states[1]), (self._states[1], self._states[0]), (first, self._states[0]))
         bindings = [self._bind(session, sources, targets, outputs) for sources, targets in pairs]
@@ -182,10 +183,6 @@ class _Buffer:
     def bind(self, bind_one: Any, name: str, shape: tuple[int, ...]) -> None:
         """Bind the first elements, as many as the shape has."""
         bind_one(name, self._device, 0, self._type, shape, self._memory.data_ptr())
-
-
-def _shape(shape: tuple[Dim, ...], batch: int) -> tuple[int, ...]:
-    return tuple(batch if dim == "N" else int(dim) for dim in shape)
 
 
 def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest, path: Path) -> None:

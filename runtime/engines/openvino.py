@@ -13,9 +13,9 @@ import numpy as np
 
 from ..engine import EngineOptions, StepOutput, check_refill, check_steps
 from ..errors import BackendMissing, DynamicConfidenceError
-from ..manifest import Dim, Manifest
+from ..manifest import Manifest
 from ..onnx_file import read_onnx
-from ..signature import signature_of_manifest
+from ..signature import shape_at, signature_of_manifest
 from ..variants import chosen_call_sizes, variant
 from .onnxruntime_session import check_options
 from .openvino_model import KEEP, model_from_onnx
@@ -102,10 +102,10 @@ class OpenVinoEngine:
                 "`dc-export model.pt`."
             ) from error
         _check_kernels(path, compiled)
-        self._pixels = np.zeros(_shape(manifest.input.shape, self.batch), np.uint8)
+        self._pixels = np.zeros(shape_at(manifest.input.shape, self.batch), np.uint8)
         self._scale = np.ones((), np.float32)
         self._keep = np.zeros((self.batch, 1, 1, 1), np.float32)
-        outputs = {o.name: np.empty(_shape(o.shape, self.batch), o.dtype) for o in manifest.outputs}
+        outputs = {o.name: np.empty(shape_at(o.shape, self.batch), o.dtype) for o in manifest.outputs}
         self._result = StepOutput(**{name: outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
         request: ov.InferRequest = compiled.create_infer_request()
         inputs = {manifest.input.name: self._pixels, manifest.scale_input: self._scale, KEEP: self._keep}
@@ -159,10 +159,6 @@ class OpenVinoEngine:
     def _need_image(self) -> None:
         if not self._has_image:
             raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
-
-
-def _shape(shape: tuple[Dim, ...], batch: int) -> tuple[int, ...]:
-    return tuple(batch if dim == "N" else int(dim) for dim in shape)
 
 
 def _check_own_options(wanted: EngineOptions) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..manifest import Manifest, State
+from ..manifest import Manifest
+from ..signature import shape_at
 
 if TYPE_CHECKING:
     import onnx
@@ -158,7 +159,7 @@ def _states_inside(model: ov.Model, manifest: Manifest, batch: int) -> None:
     parameters = {parameter.output(0).get_any_name(): parameter for parameter in model.get_parameters()}
     results = {name: result for result in model.get_results() for name in result.input_value(0).get_names()}
     for state in manifest.states:
-        shape = _state_shape(state, batch)
+        shape = list(shape_at(state.shape, batch))
         info = VariableInfo()
         info.data_shape, info.data_type, info.variable_id = ov.PartialShape(shape), ov.Type.f32, state.input
         variable = Variable(info)
@@ -174,10 +175,6 @@ def _states_inside(model: ov.Model, manifest: Manifest, batch: int) -> None:
         model.add_sinks([op.assign(after, variable)])
         model.remove_result(result)
         model.remove_parameter(parameter)
-
-
-def _state_shape(state: State, batch: int) -> list[int]:
-    return [batch if dim == "N" else int(dim) for dim in state.shape]
 
 
 def _read_membrane(parameter: ov.Node, kept: ov.Output, start: ov.Output, *, alone: bool) -> None:

@@ -136,7 +136,7 @@ def _static(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> list[Answ
     for start in range(0, len(pixels), engine.batch):
         part = pixels[start : start + engine.batch]
         answers = infer(engine, part, policy)
-        found += [answers.row(row) for row in range(len(part))]
+        found += [answers.rows[row] for row in range(len(part))]
     return found
 
 

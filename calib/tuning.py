@@ -229,7 +229,7 @@ def _latencies(
         for turn in range(ROUNDS):
             for name in order.permutation(list(ways)).tolist():
                 calls = ways[name]
-                answer = _twice(engines[calls[0]], pixels, policy, calls).row(0)
+                answer = _twice(engines[calls[0]], pixels, policy, calls).rows[0]
                 times[name][index, turn] = answer.ms
                 first = first or answer
                 if exact and not _same(answer, first):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -13,8 +13,8 @@ import numpy as np
 from .engine import Engine
 from .errors import DynamicConfidenceError
 from .exit_metrics import Run, restarted
-from .exit_policy import ExitPolicy, Reason, judge
-from .stepping import Answer, call_input
+from .exit_policy import ExitPolicy, reason_to_stop, scores
+from .stepping import Answer, answer_at, call_input
 
 Key = TypeVar("Key")
 
@@ -46,10 +46,8 @@ class Slots(Generic[Key]):
         """Reset the engine; all places are free."""
         self._engine, self._policy = engine, policy
         self._shape = engine.manifest.input.preprocessing.shape
-        self._keys: dict[int, Key] = {}
-        self._running = np.zeros(engine.batch, bool)
-        self._steps = np.zeros(engine.batch, np.int64)
-        self._entered = np.zeros(engine.batch)
+        self._inputs: dict[int, _Input[Key]] = {}
+        """By place."""
         self._run: Run | None = None
         self._first: np.ndarray | None = np.zeros((engine.batch, *self._shape), np.uint8)
         """What the first call takes; missing inputs are black. None after it."""
@@ -58,7 +56,7 @@ class Slots(Generic[Key]):
     @property
     def free(self) -> int:
         """How many inputs may be put in."""
-        return self._engine.batch - len(self._keys)
+        return self._engine.batch - len(self._inputs)
 
     def fill(self, samples: Sequence[tuple[Key, np.ndarray]]) -> None:
         """Put inputs into free places: a name for its answer, and pixels uint8 `[channel, y, x]`.
@@ -76,47 +74,53 @@ class Slots(Generic[Key]):
                 )
         if not samples:
             return
-        rows = np.flatnonzero(~self._running)[: len(samples)]
+        rows = np.array([row for row in range(self._engine.batch) if row not in self._inputs][: len(samples)])
         pixels = np.stack([pixels for _, pixels in samples])
         if self._first is not None:
             self._first[rows] = pixels
         else:
             self._engine.refill(rows, pixels)
-        self._keys |= zip(rows.tolist(), (key for key, _ in samples), strict=True)
-        self._running[rows], self._steps[rows], self._entered[rows] = True, 0, entered
+        self._inputs |= zip(rows.tolist(), (_Input(key, entered) for key, _ in samples), strict=True)
         self._run = restarted(self._run, rows)
 
     def step(self) -> list[tuple[Key, Answer]]:
         """Make one call of the engine and return the inputs that stopped in it; their places are free."""
-        if not self._keys:
+        if not self._inputs:
             return []
         engine, policy, per_call = self._engine, self._policy, self._engine.manifest.steps_per_call
         output = engine.step(None if self._first is None else call_input(self._first, 0, engine))
         self._first = None
-        ms = (time.perf_counter() - self._entered) * 1e3
-        # One more call is expected to take as long as the mean of those done.
-        deadline = math.inf if policy.deadline_ms is None else policy.deadline_ms
-        late = ms + ms / (self._steps // per_call + 1) > deadline
+        now = time.perf_counter()
+        found, self._run = scores(policy, output, self._run)
         finished: list[tuple[Key, Answer]] = []
         for k in range(per_call):
-            self._steps += 1
-            spikes = None if output.spikes is None else output.spikes[k]
-            score, sure, still, self._run = judge(
-                policy, self._steps, output.logits[k], output.confidence[k], spikes, self._run
-            )
-            last = self._steps == policy.max_steps
-            stopped = self._running & (sure | still | last | (late & (k == per_call - 1)))
-            for row in np.flatnonzero(stopped).tolist():
-                other: Reason = "last step" if last[row] else "deadline"
-                answer = Answer(
-                    int(output.label[k, row]),
-                    float(output.confidence[k, row]),
-                    float(score[row]),
-                    int(self._steps[row]),
-                    float(ms[row]),
-                    "confident" if sure[row] else "quiescent" if still[row] else other,
-                    output.logits[k, row].copy(),
-                )
-                finished.append((self._keys.pop(row), answer))
-            self._running &= ~stopped
+            for row, one in sorted(self._inputs.items()):
+                one.steps += 1
+                ms = (now - one.entered) * 1e3
+                reason = reason_to_stop(policy, one.steps, found[k][row], output, k, row)
+                if reason is None and one.steps == policy.max_steps:
+                    reason = "last step"
+                if reason is None and k == per_call - 1 and self._late(one, ms):
+                    reason = "deadline"
+                if reason is not None:
+                    finished.append((one.key, answer_at(output, k, row, found[k][row], one.steps, ms, reason)))
+                    del self._inputs[row]
         return finished
+
+    def _late(self, one: _Input[Key], ms: float) -> bool:
+        """Whether one more call, which is expected to take as long as the mean of those done, would end too late."""
+        if self._policy.deadline_ms is None:
+            return False
+        calls = one.steps // self._engine.manifest.steps_per_call
+        return ms + ms / calls > self._policy.deadline_ms
+
+
+@dataclass
+class _Input(Generic[Key]):
+    """What runs in a place."""
+
+    key: Key
+    entered: float
+    """Seconds, of `time.perf_counter`."""
+    steps: int = 0
+    """Done so far."""

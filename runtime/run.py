@@ -81,7 +81,7 @@ def _one_by_one(engine: Engine, items: Iterable[Sample | Broken], policy: ExitPo
             continue
         # What varies in time comes as [T, channel, y, x]: the batch axis goes behind the steps.
         answers = infer(engine, np.expand_dims(item.pixels, item.pixels.ndim - 3), policy)
-        yield _answered(engine, item, answers.row(0), policy)
+        yield _answered(engine, item, answers.rows[0], policy)
 
 
 def _together(engine: Engine, items: Iterator[Sample | Broken], policy: ExitPolicy) -> Iterator[Record]:

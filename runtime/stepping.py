@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .engine import Engine, check_steps
+from .engine import Engine, StepOutput, check_steps
 from .errors import DynamicConfidenceError
-from .exit_metrics import Run
-from .exit_policy import ExitPolicy, Reason, judge, policy_from_manifest, quiet
+from .exit_policy import ExitPolicy, Reason, reason_to_stop, scores
 from .manifest import Manifest
 
 
@@ -36,29 +35,45 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a batch of inputs was answered, as `Answer` has it; every array is `[N]` but the logits `[N, class]`."""
+    """What a batch of inputs was answered."""
 
-    label: np.ndarray
-    confidence: np.ndarray
-    score: np.ndarray
-    steps: np.ndarray
-    ms: np.ndarray
-    reason: list[Reason]
-    logits: np.ndarray
+    rows: list[Answer]
     call_ends_ms: list[float]
     """When each call of the batch was done."""
 
-    def row(self, index: int) -> Answer:
-        """The answer of one input."""
-        return Answer(
-            int(self.label[index]),
-            float(self.confidence[index]),
-            float(self.score[index]),
-            int(self.steps[index]),
-            float(self.ms[index]),
-            self.reason[index],
-            self.logits[index],
-        )
+    @property
+    def label(self) -> np.ndarray:
+        """`[N]`"""
+        return np.array([answer.label for answer in self.rows])
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """`[N]`"""
+        return np.array([answer.confidence for answer in self.rows])
+
+    @property
+    def score(self) -> np.ndarray:
+        """`[N]`"""
+        return np.array([answer.score for answer in self.rows])
+
+    @property
+    def steps(self) -> np.ndarray:
+        """`[N]`"""
+        return np.array([answer.steps for answer in self.rows])
+
+    @property
+    def ms(self) -> np.ndarray:
+        """`[N]`"""
+        return np.array([answer.ms for answer in self.rows])
+
+    @property
+    def reason(self) -> list[Reason]:
+        return [answer.reason for answer in self.rows]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 `[N, class]`"""
+        return np.stack([answer.logits for answer in self.rows])
 
 
 def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequence[int] | None = None) -> Answers:
@@ -75,46 +90,46 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
     Source: Dynamic Confidence, section 5 (eq. 1-2); deadline and quiescence: docs/contract.md.
     """
     check_pixels(engine, pixels)
-    calls = _calls(engine, pixels, calls)
-    started, spent, late, now = time.perf_counter(), 0.0, False, 0.0
-    ends: list[float] = []
-    cost = _call_costs(engine.manifest)
-    count = pixels.shape[-4]
-    label, steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    confidence, ms = np.zeros(count, np.float32), np.zeros(count)
-    reached = np.zeros(count, np.float32 if policy.metric == "max-softmax" else np.float64)
-    logits = np.zeros((count, len(engine.manifest.class_names)), np.float32)
-    reasons: list[Reason] = ["last step"] * count
-    running = np.ones(count, bool)
-    run: Run | None = None
-    for t in _time_steps(engine, pixels, policy, calls):
-        if t.starts_call:
-            now, spent = (time.perf_counter() - started) * 1e3, spent + cost[t.call]
-            ends.append(now)
+    started = time.perf_counter()
+    deadline = policy.deadline_ms
+    costs = {} if deadline is None else _call_costs(engine.manifest)
+    sizes, final, count = _sizes(engine, pixels, calls), _final_step(engine, pixels, policy), pixels.shape[-4]
+    answers: dict[int, Answer] = {}
+    running, run, ends, spent = range(count), None, [], 0.0
+    for first, size, following, output in _calls(engine, pixels, policy.scale, final, sizes):
+        now = (time.perf_counter() - started) * 1e3
+        ends.append(now)
+        late = False
+        if deadline is not None:
             # The next call is expected to take as long as those done, for what it costs.
-            late = policy.deadline_ms is not None and now + now / spent * cost[t.next_call] > policy.deadline_ms
-        score, sure, still, run = judge(policy, t.step, t.logits, t.confidence, t.spikes, run)
-        over: Reason | None = "last step" if t.last else "deadline" if late and t.ends_call else None
-        stopped = running if over else running & (sure | still)
-        if not stopped.any():
-            continue
-        for source, target in (
-            (t.label, label),
-            (t.confidence, confidence),
-            (score, reached),
-            (t.logits, logits),
-        ):
-            target[stopped] = source[stopped]
-        steps[stopped], ms[stopped] = t.step, now
-        for index in np.flatnonzero(stopped):
-            reasons[index] = "confident" if sure[index] else "quiescent" if still[index] else over or "last step"
-        running = running & ~stopped
-        if not running.any():
+            spent += costs[size]
+            late = now + now / spent * costs[following] > deadline
+        found, run = scores(policy, output, run)
+        ended, stopped = first + size, len(answers)
+        for k in range(size):
+            step = first + k + 1
+            for row in running:
+                reason = reason_to_stop(policy, step, found[k][row], output, k, row)
+                if reason is None and step == final:
+                    reason = "last step"
+                elif reason is None and late and step == ended:
+                    reason = "deadline"
+                if reason is not None:
+                    answers[row] = answer_at(output, k, row, found[k][row], step, now, reason)
+            if len(answers) > stopped:
+                stopped, running = len(answers), [row for row in running if row not in answers]
+        if not running:
             break
-    return Answers(label, confidence, reached, steps, ms, reasons, logits, ends)
+    return Answers([answers[row] for row in range(count)], ends)
 
 
-def _calls(engine: Engine, pixels: np.ndarray, asked: Sequence[int] | None) -> Sequence[int]:
+def answer_at(output: StepOutput, k: int, row: int, score: float, steps: int, ms: float, reason: Reason) -> Answer:
+    """What an input is answered that stops at step k of a call, from 0; a copy."""
+    label, confidence = int(output.label[k, row]), float(output.confidence[k, row])
+    return Answer(label, confidence, score, steps, ms, reason, output.logits[k, row].copy())
+
+
+def _sizes(engine: Engine, pixels: np.ndarray, asked: Sequence[int] | None) -> Sequence[int]:
     """The steps of one call after another; the last is repeated."""
     manifest = engine.manifest
     if pixels.ndim == 5:
@@ -152,78 +167,66 @@ def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> FullRun:
     """Run a batch for all its steps without an exit: what calibration and evaluation look at."""
     check_pixels(engine, pixels)
     manifest = engine.manifest
-    policy = ExitPolicy(scale, 1.0, manifest.max_steps, quiet_after=policy_from_manifest(manifest).quiet_after)
-    count = pixels.shape[-4]
-    logits = np.zeros((count, policy.max_steps, len(manifest.class_names)), np.float32)
-    last_step = np.full(count, policy.max_steps, np.int64)
+    policy = ExitPolicy(scale, 1.0, manifest.max_steps)
+    count, steps = pixels.shape[-4], manifest.max_steps
+    logits = np.zeros((count, steps, len(manifest.class_names)), np.float32)
     counts = {
-        output.name: np.zeros((count, policy.max_steps, int(output.shape[-1])), np.int64)
+        output.name: np.zeros((count, steps, int(output.shape[-1])), np.int64)
         for output in manifest.outputs
         if output.name in ("spikes", "net_spikes")
     }
-    for t in _time_steps(engine, pixels, policy, (manifest.steps_per_call,)):
-        logits[:, t.step - 1] = t.logits
-        last_step[quiet(policy, t.step, t.spikes, count) & (last_step == policy.max_steps)] = t.step
+    final = _final_step(engine, pixels, policy)
+    for first, size, _, output in _calls(engine, pixels, scale, final, (manifest.steps_per_call,)):
+        done, used = slice(first, min(first + size, final)), min(size, final - first)
+        logits[:, done] = output.logits[:used, :count].swapaxes(0, 1)
         for name, per_step in counts.items():
-            per_step[:, t.step - 1] = getattr(t, name)
+            per_step[:, done] = getattr(output, name)[:used, :count].swapaxes(0, 1)
+    last_step = np.full(count, steps, np.int64)
+    window = manifest.method.injection_steps
+    if window is not None and "spikes" in counts:
+        for row, spikes in enumerate(counts["spikes"]):
+            silent = np.flatnonzero(spikes[window:].sum(axis=-1) == 0)
+            last_step[row] = window + 1 + silent[0] if len(silent) else steps
     totals = {name: per_step.cumsum(axis=1) for name, per_step in counts.items()}
     return FullRun(logits, last_step, totals.get("spikes"), totals.get("net_spikes"))
 
 
-class _TimeStep(NamedTuple):
-    """One time step of a batch: views into the engine's buffers, the inputs that fill up the batch left out."""
-
-    step: int
-    call: int
-    """Steps of this call, …"""
-    next_call: int
-    """… and of the one after it."""
-    starts_call: bool
-    ends_call: bool
-    last: bool
-    logits: np.ndarray
-    confidence: np.ndarray
-    label: np.ndarray
-    spikes: np.ndarray | None
-    """`[N, layer]`, as `StepOutput` has them; None when the network does not count them."""
-    net_spikes: np.ndarray | None
-
-
-def _time_steps(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, calls: Sequence[int]) -> Iterator[_TimeStep]:
-    """Reset the engine and yield every time step, whatever the number of steps per call."""
-    manifest, count, moving = engine.manifest, pixels.shape[-4], pixels.ndim == 5
-    final = policy.max_steps
-    if moving and manifest.method.injection_steps is None:
+def _final_step(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> int:
+    """The step at which all that still run stop."""
+    if pixels.ndim == 5 and engine.manifest.method.injection_steps is None:
         # A QFFS network goes on after its last frame: what was injected is still on its way.
-        final = min(final, len(pixels))
-    engine.reset(policy.scale)
-    sizes, first = chain(calls, repeat(calls[-1])), 0
-    for call, following in pairwise(sizes):
+        return min(policy.max_steps, len(pixels))
+    return policy.max_steps
+
+
+def _calls(
+    engine: Engine, pixels: np.ndarray, scale: float, final: int, sizes: Sequence[int]
+) -> Iterator[tuple[int, int, int, StepOutput]]:
+    """Reset the engine and make one call after another until `final` steps are done.
+
+    Each is the number of steps before it, its own and those of the call after it, and its output.
+    """
+    usual, moving = engine.manifest.steps_per_call, pixels.ndim == 5
+    engine.reset(scale)
+    first = 0
+    for size, following in pairwise(chain(sizes, repeat(sizes[-1]))):
         # A still image is handed over once; the engine keeps it.
         new = call_input(pixels, first, engine) if moving or first == 0 else None
-        output = engine.step(new) if call == manifest.steps_per_call else engine.step(new, call)
-        used = min(call, final - first)
-        for k in range(used):
-            step = first + k + 1
-            values = output.logits[k, :count], output.confidence[k, :count], output.label[k, :count]
-            spikes = None if output.spikes is None else output.spikes[k, :count]
-            net_spikes = None if output.net_spikes is None else output.net_spikes[k, :count]
-            ends = k == used - 1
-            yield _TimeStep(step, call, following, k == 0, ends, step == final, *values, spikes, net_spikes)
-        first += call
+        yield first, size, following, engine.step(new) if size == usual else engine.step(new, size)
+        first += size
         if first >= final:
             return
 
 
 def call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
     """What the call after `first` steps takes: missing inputs are black, after the last frame it stays."""
-    frames = pixels if pixels.ndim == 5 else pixels[None]
-    steps = first + np.arange(engine.manifest.steps_per_call)
-    chosen = (
-        frames[np.minimum(steps, len(frames) - 1)]
-        if engine.manifest.input.frames
-        else frames[min(first, len(frames) - 1)]
-    )
+    chosen, moving = pixels, pixels.ndim == 5
+    if engine.manifest.input.frames:
+        frames = pixels if moving else pixels[None]
+        steps = first + np.arange(engine.manifest.steps_per_call)
+        chosen = frames[np.minimum(steps, len(frames) - 1)]
+    elif moving:
+        chosen = pixels[min(first, len(pixels) - 1)]
     missing = engine.batch - pixels.shape[-4]
     if missing:
         chosen = np.pad(chosen, [(0, 0)] * (chosen.ndim - 4) + [(0, missing), (0, 0), (0, 0), (0, 0)])

@@ -13,9 +13,10 @@ import pytest
 from dynamic_confidence.benchmarks.evaluate import evaluate
 from dynamic_confidence.models.checkpoint import load_checkpoint, sha256_of
 from dynamic_confidence.runtime.engine import open_engine
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.images import labelled_arrays
 from dynamic_confidence.runtime.onnx_file import read_onnx
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest
+from dynamic_confidence.runtime.stepping import infer
 from dynamic_confidence.toolchain.export import ExportOptions, export
 
 

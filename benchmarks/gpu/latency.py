@@ -14,9 +14,10 @@ import numpy as np
 
 from ...runtime.engine import Engine, open_engine
 from ...runtime.errors import BackendMissing
+from ...runtime.exit_policy import policy_from_manifest
 from ...runtime.manifest import Precision
 from ...runtime.plan_file import LIBRARIES, Flavour
-from ...runtime.stepping import infer, policy_from_manifest
+from ...runtime.stepping import infer
 from ...toolchain.export import ExportOptions, export
 from ...toolchain.self_check import synthetic_pixels
 from ..networks import CIFAR, random_checkpoint

@@ -22,8 +22,9 @@ from ...runtime.engine import open_engine
 from ...runtime.engines.device_buffers import initial_states, layout_from_manifest
 from ...runtime.engines.tensorrt_plan import execution_contexts
 from ...runtime.errors import BackendMissing, CheckFailed
+from ...runtime.exit_policy import policy_from_manifest
 from ...runtime.plan_file import read_plan
-from ...runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from ...runtime.stepping import infer, run_to_the_end
 from ...runtime.tensorrt_library import load_library
 from ...toolchain.export import ExportOptions, export
 from ...toolchain.self_check import synthetic_pixels

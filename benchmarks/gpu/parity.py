@@ -13,8 +13,9 @@ import numpy as np
 from ...runtime.engine import Engine, open_engine
 from ...runtime.engines.tensorrt import TensorRTEngine
 from ...runtime.errors import CheckFailed, DynamicConfidenceError
+from ...runtime.exit_policy import policy_from_manifest
 from ...runtime.manifest import Precision
-from ...runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from ...runtime.stepping import infer, run_to_the_end
 from ...toolchain.export import ExportOptions, export
 from ...toolchain.self_check import synthetic_pixels
 from ..networks import CIFAR, random_checkpoint

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 
-from ...runtime.engine import Backend, Engine, StepOutput, open_engine
+from ...runtime.engine import Backend, Engine, open_engine
 from ...runtime.errors import BackendMissing
+from ...runtime.exit_policy import ExitPolicy, policy_from_manifest
 from ...runtime.manifest import GraphForm
-from ...runtime.stepping import ExitPolicy, infer, policy_from_manifest, run_to_the_end
+from ...runtime.stepping import infer, run_to_the_end
 from ...toolchain.export import ExportOptions, export
 from .candidate import Candidate, Missing, Precision
 from .setting import Setting
@@ -72,69 +71,9 @@ def exported(setting: Setting, variant: Variant, folder: Path) -> Path:
     return path
 
 
-def loop_cost(path: Path, pixels: np.ndarray, threads: int, inferences: int) -> dict[str, list[float]]:
-    """Microseconds per time step, wall and CPU, that `infer` takes beside the engine's calls, for some inferences."""
-    with open_engine(path, threads=threads, backend=PLAIN.backend) as engine:
-        timed, found = _TimedEngine(engine), {"wall_us": [], "cpu_us": []}
-        policy = _to_the_end(engine, engine.manifest.max_steps)
-        for index in range(inferences):
-            image = pixels[index % len(pixels)][None]
-            timed.inside, started = (0, 0), _clocks()
-            infer(timed, image, policy)
-            for key, ns in zip(found, _since(started, less=timed.inside), strict=True):
-                found[key].append(ns / policy.max_steps / 1e3)
-    return found
-
-
-Clocks = tuple[int, int]
-"""Wall and CPU nanoseconds."""
-
-
-def _clocks() -> Clocks:
-    return time.perf_counter_ns(), time.process_time_ns()
-
-
-def _since(started: Clocks, less: Clocks = (0, 0)) -> Clocks:
-    wall, cpu = _clocks()
-    return wall - started[0] - less[0], cpu - started[1] - less[1]
-
-
-class _TimedEngine:
-    """An engine that adds up how long its calls take, wall and CPU."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.inside = engine, (0, 0)
-        self.manifest, self.batch, self.backend = engine.manifest, engine.batch, engine.backend
-
-    def __enter__(self) -> _TimedEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Whoever opened the engine closes it."""
-
-    def reset(self, scale: float) -> None:
-        started = _clocks()
-        self._engine.reset(scale)
-        self._add(_since(started))
-
-    def step(self, pixels: np.ndarray | None = None) -> StepOutput:
-        started = _clocks()
-        output = self._engine.step(pixels)
-        self._add(_since(started))
-        return output
-
-    def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        self._engine.refill(rows, pixels)
-
-    def _add(self, spent: Clocks) -> None:
-        self.inside = self.inside[0] + spent[0], self.inside[1] + spent[1]
-
-
 def _candidate(variant: Variant, engine: Engine) -> Candidate:
     def run(pixels: np.ndarray, steps: int) -> np.ndarray:
-        return infer(engine, pixels, _to_the_end(engine, steps)).logits
+        return infer(engine, pixels, to_the_end(engine, steps)).logits
 
     def trace(pixels: np.ndarray, steps: int) -> np.ndarray:
         return run_to_the_end(engine, pixels, engine.manifest.calibration.scale).logits[0, :steps]
@@ -151,6 +90,6 @@ def _candidate(variant: Variant, engine: Engine) -> Candidate:
     )
 
 
-def _to_the_end(engine: Engine, steps: int) -> ExitPolicy:
+def to_the_end(engine: Engine, steps: int) -> ExitPolicy:
     """A policy that looks at every step and stops at none, not even where a QFFS network has fallen silent."""
     return replace(policy_from_manifest(engine.manifest, threshold=1.0, max_steps=steps), quiet_after=None)

@@ -18,9 +18,10 @@ from .candidate import Candidate, Missing
 from .eager import demo
 from .floor import probes
 from .jelly import spikingjelly
+from .loop import loop_cost
 from .machine import load
 from .measure import interleaved, spread
-from .ours import PLAIN, exported, loop_cost, ours
+from .ours import PLAIN, exported, ours
 from .quantised import quantised
 from .setting import LIKELY_RATES, Setting, size_of, spike_rate
 from .tuned import compiled, tuned

@@ -24,10 +24,11 @@ from dynamic_confidence.calib.tuning import (
 )
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import CheckFailed
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.manifest import Schedule
 from dynamic_confidence.runtime.network_file import read_manifest, write_calibration
 from dynamic_confidence.runtime.onnx_file import write_schedule
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest
+from dynamic_confidence.runtime.stepping import infer
 
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=200), st.integers(1, 60))
@@ -170,7 +171,8 @@ def test_other_answers_are_an_error(calibrated: Path, data: Path, monkeypatch: p
     def wrong(engine, pixels, policy, *, calls):
         answers = right(engine, pixels, policy, calls=calls)
         if calls == (4,):
-            getattr(answers, field)[0] += 1
+            first, *rest = answers.rows
+            answers.rows[:] = [first._replace(**{field: getattr(first, field) + 1}), *rest]
         return answers
 
     monkeypatch.setattr(module, "infer", wrong)

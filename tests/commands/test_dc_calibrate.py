@@ -19,9 +19,10 @@ from dynamic_confidence.calib.thresholds import PAPER_GRID
 from dynamic_confidence.calib.write_trace import write_trace
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.manifest import Calibration
 from dynamic_confidence.runtime.onnx_file import graph_sha256, read_onnx
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from dynamic_confidence.runtime.stepping import infer, run_to_the_end
 
 METHODS = ("qcfs", "qffs")
 STEPS = 12

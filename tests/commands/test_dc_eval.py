@@ -15,7 +15,8 @@ from dynamic_confidence.calib.calibrate import calibrate_file
 from dynamic_confidence.calib.dc_eval import main
 from dynamic_confidence.calib.evaluation import Evaluation
 from dynamic_confidence.runtime.engine import open_engine
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
+from dynamic_confidence.runtime.stepping import infer
 
 SAMPLES, STEPS = 40, 12
 

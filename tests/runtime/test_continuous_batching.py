@@ -74,7 +74,7 @@ def test_every_input_is_answered_as_alone(script: Script, batch: int):
     images, engine = numbered_images(len(script.logits)), script.engine(batch)
     found = dict(answer_stream(engine, iter(images), script.policy))
     alone = script.engine(1)
-    expected = [infer(alone, image[None], script.policy).row(0) for image in images]
+    expected = [infer(alone, image[None], script.policy).rows[0] for image in images]
     assert sorted(found) == list(range(len(images)))
     for number, answer in enumerate(expected):
         assert_same(found[number], answer)
@@ -92,7 +92,7 @@ def test_a_batch_that_holds_all_is_a_plain_batch(script: Script):
     one, other = script.engine(count), script.engine(count)
     answers = infer(one, images, script.policy)
     for number, answer in answer_stream(other, images, script.policy):
-        assert_same(answer, answers.row(number))
+        assert_same(answer, answers.rows[number])
     assert one.calls == other.calls
 
 

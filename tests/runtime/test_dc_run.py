@@ -21,9 +21,10 @@ from PIL import Image
 from dynamic_confidence.runtime.dc_run import main
 from dynamic_confidence.runtime.engine import EngineOptions, open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.manifest import METADATA_KEY
 from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, read_onnx, write_calibration
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest
+from dynamic_confidence.runtime.stepping import infer
 
 CLASSES = ("zero", "one", "two", "three")
 TIME = "ms"

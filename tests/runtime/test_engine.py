@@ -16,9 +16,10 @@ import pytest
 
 from dynamic_confidence.runtime.engine import BACKENDS, ENGINES, Backend, Engine, open_engine
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.network_file import FORMATS
 from dynamic_confidence.runtime.onnx_file import read_onnx
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from dynamic_confidence.runtime.stepping import infer, run_to_the_end
 
 METHODS = ("qcfs", "qffs")
 STEPS = 12

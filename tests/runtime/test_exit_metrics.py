@@ -21,9 +21,10 @@ from dynamic_confidence.calib.trace import Trace
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.exit_metrics import METRICS, score
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.manifest import Calibration, Metric
 from dynamic_confidence.runtime.run import records
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from dynamic_confidence.runtime.stepping import infer, run_to_the_end
 
 ALL: tuple[Metric, ...] = get_args(Metric)
 STATELESS = tuple(METRICS)

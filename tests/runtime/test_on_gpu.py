@@ -17,7 +17,8 @@ from dynamic_confidence.runtime.continuous_batching import answer_stream
 from dynamic_confidence.runtime.cuda import IMPLEMENTATIONS, bindings, open_cuda, pycuda
 from dynamic_confidence.runtime.cuda.errors import CudaError
 from dynamic_confidence.runtime.engine import open_engine
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
+from dynamic_confidence.runtime.stepping import infer, run_to_the_end
 from dynamic_confidence.runtime.tensorrt_library import MODULES
 from dynamic_confidence.toolchain.write_plan import write_plan
 
@@ -164,7 +165,7 @@ def test_a_batch_is_refilled(
     source, path = built(*flavour, method=method, steps_per_call=k)
     with open_engine(source) as cpu, open_engine(path, batch=7, speculate=speculate) as gpu:
         policy = policy_from_manifest(cpu.manifest, threshold=0.6)
-        expected = [infer(cpu, image[None], policy).row(0) for image in pixels[:24]]
+        expected = [infer(cpu, image[None], policy).rows[0] for image in pixels[:24]]
         for number, answer in answer_stream(gpu, pixels[:24], policy):
             np.testing.assert_array_equal(answer.logits, expected[number].logits)
             assert (answer.steps, answer.reason) == (expected[number].steps, expected[number].reason)

@@ -74,7 +74,7 @@ def test_a_stream_answers_as_single_images(
     with open_engine(path, backend=backend) as one, open_engine(path, batch=7, backend=backend) as engine:
         policy = replace(policy_from_manifest(engine.manifest, threshold=0.6), metric=metric)
         found = dict(answer_stream(engine, pixels, policy))
-        expected = [infer(one, image[None], policy).row(0) for image in pixels]
+        expected = [infer(one, image[None], policy).rows[0] for image in pixels]
     assert sorted(found) == list(range(len(pixels)))
     for number, answer in enumerate(expected):
         np.testing.assert_array_equal(found[number].logits, answer.logits)

@@ -153,7 +153,7 @@ def test_the_deadline_knows_what_the_next_call_takes(
     engine = never_sure(planned)
     monkeypatch.setattr(stepping, "time", SimpleNamespace(perf_counter=lambda: sum(engine.sizes) * 1e-3))
     policy = ExitPolicy(1.0, 1.0, STEPS, deadline_ms=deadline_ms)
-    answer = infer(engine, numbered_images(1), policy, calls=asked).row(0)
+    answer = infer(engine, numbered_images(1), policy, calls=asked).rows[0]
     assert engine.sizes == made
     assert answer.steps == min(sum(made), STEPS)
     assert answer.reason == "deadline"

@@ -17,8 +17,9 @@ from dynamic_confidence.runtime import stepping
 from dynamic_confidence.runtime.confidence import max_softmax
 from dynamic_confidence.runtime.engine import StepOutput, open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.onnx_file import read_onnx
-from dynamic_confidence.runtime.stepping import Answers, infer, policy_from_manifest, run_to_the_end
+from dynamic_confidence.runtime.stepping import Answers, infer, run_to_the_end
 from dynamic_confidence.toolchain.simulate import simulate, simulation_from_snn
 from dynamic_confidence.toolchain.snap import snap
 from dynamic_confidence.toolchain.snn_from_ann import snn_from_ann

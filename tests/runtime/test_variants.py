@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from dynamic_confidence.runtime.engine import BACKENDS, EngineOptions, onnx_backend, open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.manifest import Manifest, Schedule
 from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, graph_sha256, read_onnx, write_schedule
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from dynamic_confidence.runtime.stepping import infer, run_to_the_end
 from dynamic_confidence.runtime.variants import chosen_call_sizes, manifest_at, variant
 
 Exported = Callable[..., Path]
@@ -118,8 +119,8 @@ def test_any_schedule_answers_as_single_steps(
     with open_engine(path, call_sizes=SIZES) as engine, open_engine(exported(method=method, **form)) as single:
         policy = policy_from_manifest(engine.manifest, threshold=threshold)
         for image in pixels[:6]:
-            found = infer(engine, image[None], policy, calls=calls).row(0)
-            expected = infer(single, image[None], policy).row(0)
+            found = infer(engine, image[None], policy, calls=calls).rows[0]
+            expected = infer(single, image[None], policy).rows[0]
             np.testing.assert_array_equal(found.logits, expected.logits)
             assert found._replace(ms=0, logits=expected.logits) == expected._replace(ms=0)
 
@@ -230,7 +231,7 @@ def test_one_input_follows_the_schedule_of_the_file(exported: Exported, pixels: 
 
         engine.step = counted  # type: ignore[method-assign]
         policy = policy_from_manifest(engine.manifest, threshold=1.0)
-        found, expected = (infer(one, pixels[:1], policy).row(0) for one in (engine, single))
+        found, expected = (infer(one, pixels[:1], policy).rows[0] for one in (engine, single))
     np.testing.assert_array_equal(found.logits, expected.logits)
     assert found.steps == 12
     assert sizes == ([4, 1, 3, 3, 3] if backend == "onnxruntime" else [1] * 12)

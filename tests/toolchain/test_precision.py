@@ -18,9 +18,10 @@ from support import GREY, random_checkpoint
 from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import CheckFailed, DynamicConfidenceError
+from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.manifest import Method, Numerics
 from dynamic_confidence.runtime.onnx_file import read_onnx
-from dynamic_confidence.runtime.stepping import infer, policy_from_manifest, run_to_the_end
+from dynamic_confidence.runtime.stepping import infer, run_to_the_end
 from dynamic_confidence.toolchain.export import ExportOptions, export
 from dynamic_confidence.toolchain.onnx_from_snn import onnx_from_snn
 from dynamic_confidence.toolchain.precision import INT8_MAX, reduced

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -91,36 +90,54 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
     """
     check_pixels(engine, pixels)
     started = time.perf_counter()
-    deadline = policy.deadline_ms
-    costs = {} if deadline is None else _call_costs(engine.manifest)
-    sizes, final, count = _sizes(engine, pixels, calls), _final_step(engine, pixels, policy), pixels.shape[-4]
+    manifest, count, moving = engine.manifest, pixels.shape[-4], pixels.ndim == 5
+    sizes, final = _sizes(engine, pixels, calls), _final_step(engine, pixels, policy)
+    costs = _call_costs(manifest)
+    usual, limit, calm_until = manifest.steps_per_call, policy.limit, _calm_until(policy, final)
     answers: dict[int, Answer] = {}
     running, run, ends, spent = range(count), None, [], 0.0
-    for first, size, following, output in _calls(engine, pixels, policy.scale, final, sizes):
-        now = (time.perf_counter() - started) * 1e3
-        ends.append(now)
-        late = False
-        if deadline is not None:
+    engine.reset(policy.scale)
+    new, done, call = call_input(pixels, 0, engine), 0, 0
+    while running:
+        size, first = sizes[call], done
+        output = engine.step(new) if size == usual else engine.step(new, size)
+        ends.append(time.perf_counter())
+        done += size
+        call = min(call + 1, len(sizes) - 1)
+        # A still image is handed over once; the engine keeps it.
+        new = call_input(pixels, done, engine) if moving else None
+        if done <= calm_until and max(map(max, output.confidence.tolist())) <= limit:
+            continue
+        now, late = (ends[-1] - started) * 1e3, False
+        if policy.deadline_ms is not None:
             # The next call is expected to take as long as those done, for what it costs.
             spent += costs[size]
-            late = now + now / spent * costs[following] > deadline
+            late = now + now / spent * costs[sizes[call]] > policy.deadline_ms
         found, run = scores(policy, output, run)
-        ended, stopped = first + size, len(answers)
-        for k in range(size):
-            step = first + k + 1
-            for row in running:
+        for row in running:
+            for k in range(size):
+                step = first + k + 1
                 reason = reason_to_stop(policy, step, found[k][row], output, k, row)
                 if reason is None and step == final:
                     reason = "last step"
-                elif reason is None and late and step == ended:
+                elif reason is None and late and step == done:
                     reason = "deadline"
                 if reason is not None:
                     answers[row] = answer_at(output, k, row, found[k][row], step, now, reason)
-            if len(answers) > stopped:
-                stopped, running = len(answers), [row for row in running if row not in answers]
-        if not running:
-            break
-    return Answers([answers[row] for row in range(count)], ends)
+                    break
+        running = [row for row in running if row not in answers]
+    return Answers([answers[row] for row in range(count)], [(end - started) * 1e3 for end in ends])
+
+
+def _calm_until(policy: ExitPolicy, final: int) -> int:
+    """The last step until which nothing but its confidence stops an input.
+
+    If none is confident, that one look has to do: after an engine's call the caches are cold, and every line of Python
+    costs a microsecond.
+    """
+    if policy.deadline_ms is not None or policy.metric != "max-softmax":
+        return 0
+    return final - 1 if policy.quiet_after is None else min(final - 1, policy.quiet_after)
 
 
 def answer_at(output: StepOutput, k: int, row: int, score: float, steps: int, ms: float, reason: Reason) -> Answer:
@@ -175,8 +192,10 @@ def run_to_the_end(engine: Engine, pixels: np.ndarray, scale: float) -> FullRun:
         for output in manifest.outputs
         if output.name in ("spikes", "net_spikes")
     }
-    final = _final_step(engine, pixels, policy)
-    for first, size, _, output in _calls(engine, pixels, scale, final, (manifest.steps_per_call,)):
+    final, size, moving = _final_step(engine, pixels, policy), manifest.steps_per_call, pixels.ndim == 5
+    engine.reset(scale)
+    for first in range(0, final, size):
+        output = engine.step(call_input(pixels, first, engine) if moving or first == 0 else None)
         done, used = slice(first, min(first + size, final)), min(size, final - first)
         logits[:, done] = output.logits[:used, :count].swapaxes(0, 1)
         for name, per_step in counts.items():
@@ -197,25 +216,6 @@ def _final_step(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> int:
         # A QFFS network goes on after its last frame: what was injected is still on its way.
         return min(policy.max_steps, len(pixels))
     return policy.max_steps
-
-
-def _calls(
-    engine: Engine, pixels: np.ndarray, scale: float, final: int, sizes: Sequence[int]
-) -> Iterator[tuple[int, int, int, StepOutput]]:
-    """Reset the engine and make one call after another until `final` steps are done.
-
-    Each is the number of steps before it, its own and those of the call after it, and its output.
-    """
-    usual, moving = engine.manifest.steps_per_call, pixels.ndim == 5
-    engine.reset(scale)
-    first = 0
-    for size, following in pairwise(chain(sizes, repeat(sizes[-1]))):
-        # A still image is handed over once; the engine keeps it.
-        new = call_input(pixels, first, engine) if moving or first == 0 else None
-        yield first, size, following, engine.step(new) if size == usual else engine.step(new, size)
-        first += size
-        if first >= final:
-            return
 
 
 def call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:

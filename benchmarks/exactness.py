@@ -21,7 +21,7 @@ REPORTED = (1, 2, 4, 8, 16)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--half", type=click.Path(path_type=Path), required=True, help="Labelled images: every other calibrates.")
 @click.option("--test", type=click.Path(path_type=Path), multiple=True, help="More labelled images, only tested on.")
-@click.option("--limit", type=int, help="Only the first so many images of each --test set.")
+@click.option("--limit", type=int, help="Only so many images of each --test set.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record (.json).")
 @command_errors
 def main(model: Path, half: Path, test: tuple[Path, ...], limit: int | None, output: Path) -> None:
@@ -41,6 +41,7 @@ def main(model: Path, half: Path, test: tuple[Path, ...], limit: int | None, out
     from ..models.checkpoint import load_checkpoint, sha256_of
     from ..runtime.images import labelled_arrays
     from ..toolchain.export import ExportOptions, ann_logits, export
+    from .model_and_data import spread
     from .record import write_record
 
     checkpoint = load_checkpoint(model)
@@ -48,7 +49,7 @@ def main(model: Path, half: Path, test: tuple[Path, ...], limit: int | None, out
         path.name: labelled_arrays(path, checkpoint.preprocessing, checkpoint.class_names) for path in (half, *test)
     }
     for path in test:
-        sets[path.name] = tuple(array[:limit] for array in sets[path.name])  # type: ignore[assignment]
+        sets[path.name] = spread(sets[path.name], limit)
     pixels, label = sets.pop(half.name)
     sets = {half.name: (pixels, label), **sets}
     # Dynamic Confidence is judged on images that its threshold has not seen.

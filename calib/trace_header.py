@@ -21,6 +21,8 @@ SHARD_BYTES = 2**26
 SHARD_SAMPLES = 1024
 """… and at most so many samples: what is lost when a run is killed."""
 MEMBRANE = "v_in."
+SPIKES_SENT = "n_in."
+"""What QFFS keeps of a layer in the form `matmul`, which needs no membranes."""
 
 
 class LayerSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,15 +99,16 @@ def counted_layers(manifest: Manifest) -> tuple[LayerSize, ...]:
     Raises: DynamicConfidenceError when the output has another number of layers than there are membranes.
     """
     counted = next((int(output.shape[-1]) for output in manifest.outputs if output.name == "spikes"), 0)
-    membranes = [state for state in manifest.states if state.input.startswith(MEMBRANE)]
+    prefix = SPIKES_SENT if manifest.numerics.form == "matmul" and manifest.method.name == "qffs" else MEMBRANE
     layers = tuple(
-        LayerSize(state.input.removeprefix(MEMBRANE), int(np.prod([int(dim) for dim in state.shape[1:]])))
-        for state in membranes
+        LayerSize(state.input.removeprefix(prefix), int(np.prod([int(dim) for dim in state.shape[1:]])))
+        for state in manifest.states
+        if state.input.startswith(prefix)
     )
     if counted and counted != len(layers):
         raise DynamicConfidenceError(
             f"{manifest.name}: counts the spikes of {counted} layers, expected {len(layers)}, one per state "
-            f"'{MEMBRANE}…'. Export it again with `dc-export`."
+            f"'{prefix}…'. Export it again with `dc-export`."
         )
     return layers if counted else ()
 

@@ -18,7 +18,7 @@ from .errors import DynamicConfidenceError
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 CUDA_BINDINGS = ("auto", "bindings", "pycuda")
-BACKENDS = ("auto", "onnxruntime", "openvino")
+BACKENDS = ("auto", "onnxruntime", "openvino", "events")
 """As in `runtime.engine.EngineOptions`, which --help must not import."""
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,7 +91,7 @@ def engine_options(command: Callable[P, R]) -> Callable[P, R]:
                 type=click.Choice(BACKENDS),
                 default="auto",
                 show_default=True,
-                help="What runs a .onnx; auto: OpenVINO where it is installed and faster, with the same answers.",
+                help="What runs a .onnx; auto: what is installed and fastest, with the same answers.",
             ),
             click.option("--threads", type=int, help="CPU threads, for .onnx. [default: the backend's choice]"),
             click.option(

@@ -11,7 +11,7 @@ from .cli import command_errors
 if TYPE_CHECKING:
     from .doctor import Finding
 
-WAYS = ("cpu", "openvino", "cuda", "tensorrt", "rtx")
+WAYS = ("cpu", "openvino", "events", "cuda", "tensorrt", "rtx")
 """As in `runtime.doctor.NEEDS`, which --help must not import."""
 
 
@@ -21,13 +21,14 @@ WAYS = ("cpu", "openvino", "cuda", "tensorrt", "rtx")
     "required",
     type=click.Choice(WAYS),
     multiple=True,
-    help="Exit with code 3 unless this can run: .onnx on cpu, openvino or cuda, .plan of tensorrt or rtx. Repeatable.",
+    help="Exit with code 3 unless this can run: .onnx on cpu, openvino, events or cuda, .plan of tensorrt or rtx. "
+    "Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
 @click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(required: tuple[str, ...], as_json: bool) -> None:
-    """Look at this machine: packages, ONNX Runtime's providers, OpenVINO, TensorRT, CUDA, driver, GPU, Jetson.
+    """Look at this machine: packages, ONNX Runtime's providers, OpenVINO, numba, TensorRT, CUDA, driver, GPU, Jetson.
 
     It informs and changes nothing. A provider counts as there when it starts, not when it is listed.
 

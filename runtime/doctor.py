@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from .engine import EngineOptions, Provider
+from .engines.events import load_numba
 from .engines.onnxruntime_session import KINDS, load_onnxruntime, start_session
 from .engines.openvino import load_openvino, version_of
 from .errors import BackendMissing, DynamicConfidenceError
@@ -42,6 +43,7 @@ class Finding:
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cpu": (("onnxruntime",), ("provider cpu",)),
     "openvino": (("openvino",),),
+    "events": (("numba",),),
     "cuda": (("onnxruntime",), ("driver",), ("gpu",), ("provider cuda",)),
     "tensorrt": (("driver",), ("gpu",), (LIBRARIES["tensorrt"],), tuple(CUDA_PACKAGES)),
     "rtx": (("driver",), ("gpu",), (LIBRARIES["rtx"],), tuple(CUDA_PACKAGES)),
@@ -59,6 +61,7 @@ def diagnose(root: Path = Path("/")) -> list[Finding]:
         *_gpu(root),
         *_onnxruntime(),
         _openvino(),
+        _numba(),
         *(_tensorrt(flavour) for flavour in LIBRARIES),
         *(_cuda_package(name) for name in CUDA_PACKAGES),
     ]
@@ -174,6 +177,15 @@ def _openvino() -> Finding:
         remedy = "Install OpenVINO again, whole, with `pip install --force-reinstall openvino`."
         return Finding("openvino", "broken", found, remedy)
     return Finding("openvino", "ok", found)
+
+
+def _numba() -> Finding:
+    try:
+        numba = load_numba()
+    except BackendMissing as error:
+        state = _absent("numba")
+        return Finding("numba", state, _NOT_USABLE[state], str(error))
+    return Finding("numba", "ok", numba.__version__)
 
 
 def _tensorrt(flavour: Flavour) -> Finding:

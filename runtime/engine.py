@@ -19,14 +19,18 @@ from .network_file import by_suffix, read_manifest
 
 ENGINES = {".onnx": "onnxruntime:OnnxRuntimeEngine", ".plan": "tensorrt:TensorRTEngine"}
 """Suffix of a network file -> `module:Class` in `runtime/engines/`, imported when such a file is opened."""
-BACKENDS = {"onnxruntime": ENGINES[".onnx"], "openvino": "openvino:OpenVinoEngine"}
+PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "events": "numba"}
+"""Backend of .onnx files -> the package that it needs."""
+BACKENDS = {"onnxruntime": ENGINES[".onnx"], "openvino": "openvino:OpenVinoEngine", "events": "events:EventsEngine"}
 """What runs .onnx files -> the same."""
-Backend = Literal["auto", "onnxruntime", "openvino"]
+Backend = Literal["auto", "onnxruntime", "openvino", "events"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 CudaBinding = Literal["auto", "bindings", "pycuda"]
 X86 = ("x86_64", "AMD64")
 OPENVINO_NEURONS = {"fp32": 2**16, "int8": 2**15}
 """In all steps of a call; below that ONNX Runtime, which does less beside computing, is as fast or faster."""
+EVENTS_CHANNELS = {"fp32": 16, "int8": 64}
+"""A spike adds as many weights at a time as there are channels: with fewer, finding it costs more than they save."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,10 @@ class Engine(Protocol):
 
 def check_steps(engine: Engine, steps: int | None) -> None:
     """Raise a DynamicConfidenceError unless the engine has a call of so many steps."""
+    if steps is None:
+        return
     sizes = engine.manifest.call_sizes
-    if steps is not None and steps not in sizes:
+    if steps not in sizes:
         raise DynamicConfidenceError(
             f"a call of {steps} steps: this engine ({engine.backend}) was opened for {', '.join(map(str, sizes))}. "
             "Name the calls that it shall have: open_engine(..., call_sizes=(1, 4))."
@@ -166,36 +172,45 @@ def open_engine(
 
 def holds_several(path: Path, options: EngineOptions) -> bool:
     """Whether what would open this .onnx file can make calls of several sizes, in any order."""
-    return options.provider == "cpu" and onnx_backend(path, options) == "onnxruntime"
+    return options.provider == "cpu" and onnx_backend(path, options) in ("onnxruntime", "events")
 
 
 def onnx_backend(path: Path, options: EngineOptions) -> str:
     """Choose what runs a .onnx file: the name in `BACKENDS`; auto takes what was measured to be faster.
 
-    That is OpenVINO on an x86 processor, for an exact network, where no answer depends on the choice, with at least
-    `OPENVINO_NEURONS` in all steps of a call. Time per step of ONNX Runtime / OpenVINO on one Zen 4 core: 0.7 … 1.3
-    below, 1.05 … 1.4 (fp32) and 1.3 … 4.1 (int8) above (docs/adr/0009-openvino.md). Arm is not measured.
-    ONNX Runtime has the options other than batch, threads and call sizes, and alone holds several sizes. A schedule
+    Only on an x86 processor, for an exact network, where no answer depends on the choice; Arm is not measured.
+    - events: one thread, half of the neurons or more in layers of at least `EVENTS_CHANNELS` channels. Time per step of
+      OpenVINO / events at the same K on one Zen 4 core with 5 … 20 % of the neurons spiking: 1.2 … 2.3 (fp32) and
+      1.3 … 2.4 (int8) there, 0.65 … 1.4 for int8 with fewer channels (docs/adr/0011-events.md).
+    - OpenVINO: at least `OPENVINO_NEURONS` in all steps of a call. Time per step of ONNX Runtime / OpenVINO: 0.7 … 1.3
+      below, 1.05 … 1.4 (fp32) and 1.3 … 4.1 (int8) above (docs/adr/0009-openvino.md).
+    ONNX Runtime has the options other than batch, threads and call sizes; it and events hold several sizes. A schedule
     runs on what it was tuned on. What is not installed is not chosen.
     """
     if options.backend != "auto":
         return options.backend
     plain = EngineOptions(batch=options.batch, threads=options.threads, call_sizes=options.call_sizes)
-    if options != plain or find_spec("openvino") is None:
+    installed = {name for name, package in PACKAGES.items() if find_spec(package) is not None}
+    if options != plain or installed <= {"onnxruntime"}:
         return "onnxruntime"
     manifest = read_manifest(path)
     if manifest.numerics.precision == "fp16" or manifest.numerics.form != "conv":
         return "onnxruntime"
-    if find_spec("onnxruntime") is None:
-        return "openvino"
+    if "onnxruntime" not in installed:
+        return next(name for name in BACKENDS if name in installed)
     if manifest.schedule is not None and options.batch == 1 and not options.call_sizes:
         tuned_on = manifest.schedule.engine.replace(" ", "").lower()
         if found := [name for name in BACKENDS if tuned_on.startswith(name)]:
             return found[0]
-    steps, *others = options.call_sizes or (manifest.steps_per_call,)
-    if others:
+    if not manifest.numerics.exact or platform.machine() not in X86:
         return "onnxruntime"
     # Membranes start at one half, counters and sums at zero.
-    neurons = sum(math.prod(map(int, state.shape[1:])) for state in manifest.states if state.initial)
+    layers = [tuple(map(int, state.shape[1:])) for state in manifest.states if state.initial]
+    neurons = sum(map(math.prod, layers))
+    channels = EVENTS_CHANNELS[manifest.numerics.precision]
+    wide = sum(math.prod(shape) for shape in layers if shape[0] >= channels) >= neurons / 2
+    if "events" in installed and wide and options.threads == 1:
+        return "events"
+    steps, *others = options.call_sizes or (manifest.steps_per_call,)
     large = neurons * steps >= OPENVINO_NEURONS[manifest.numerics.precision]
-    return "openvino" if large and manifest.numerics.exact and platform.machine() in X86 else "onnxruntime"
+    return "openvino" if large and not others and "openvino" in installed else "onnxruntime"

@@ -101,6 +101,24 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest]:
     return model, manifest
 
 
+def check_signature(path: Path, model: onnx.ModelProto, manifest: Manifest) -> None:
+    """Compare the inputs and outputs of a graph of one K with its manifest: names, and shapes with named dimensions.
+
+    Raises: DynamicConfidenceError with the first that differs.
+    """
+    inputs = {manifest.input.name: manifest.input.shape, manifest.scale_input: ()}
+    inputs |= {state.input: state.shape for state in manifest.states}
+    outputs = {state.output: state.shape for state in manifest.states} | {o.name: o.shape for o in manifest.outputs}
+    for what, ends, wanted in (("inputs", model.graph.input, inputs), ("outputs", model.graph.output, outputs)):
+        found = {end.name: tuple(d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim) for end in ends}
+        if odd := sorted(set(found.items()) ^ set(wanted.items()), key=str):
+            name, shape = odd[0]
+            raise DynamicConfidenceError(
+                f"{path}: the graph's {what} are not those of its manifest: '{name}' {list(shape)} is on one side "
+                "only. Export the network again with `dc-export model.pt`."
+            )
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest alone. Raises: as `read_onnx`."""
     return read_onnx(path)[1]

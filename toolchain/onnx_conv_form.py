@@ -15,21 +15,28 @@ from .snn import Layer, Pool, Snn, Synapse
 
 @dataclass
 class ConvForm:
-    """See `onnx_from_snn.Form`."""
+    """See `onnx_currents.Form`."""
 
     graph: GraphBuilder
     snn: Snn
+    cumulative = False
     trains: dict[str, str] = field(default_factory=dict)
     """What each source emits in the call: `[K * N, channel, y, x]` step by step, or one `[N, …]` for every step."""
-
-    def spikes(self, source: str) -> str:
-        return self.trains[source]
 
     def probe(self, name: str, source: str) -> None:
         self.graph.add("Identity", name, self.trains[source])
 
-    def bias(self, bias: np.ndarray) -> np.ndarray:
-        return bias[None]
+    def bias(self, layer: Layer) -> np.ndarray:
+        return layer.bias[None]
+
+    def state(self, layer: Layer) -> tuple[int, ...]:
+        return layer.shape
+
+    def count(self, name: str, layer: str, *, net: bool) -> str:
+        graph, train = self.graph, self.trains[layer]
+        if net:
+            return graph.add("ReduceSum", name, train, graph.integers(1, 2, 3), keepdims=0)
+        return graph.add("ReduceL1", name, train, axes=[1, 2, 3], keepdims=0)
 
     def neurons(self, layer: Layer, currents: list[str]) -> None:
         if self.snn.method.name == "qcfs":

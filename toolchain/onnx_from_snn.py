@@ -4,48 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import onnx
 
 from ..runtime.manifest import Dim, GraphForm, Output, State
 from .onnx_conv_form import ConvForm
+from .onnx_currents import Call, Form, currents, injection_gates, sums
 from .onnx_graph import GraphBuilder
 from .onnx_matmul_form import MatmulForm
-from .snn import INPUT, Layer, Pool, Snn, Synapse
+from .snn import INPUT, Pool, Snn
 
 SCALE_INPUT = "alpha"
-
-
-class Form(Protocol):
-    """How tensors lie, and what a synapse and a neuron are made of; it keeps what every source emits in the call."""
-
-    trains: dict[str, str]
-
-    def neurons(self, layer: Layer, currents: list[str]) -> None:
-        """Add neurons that take one current per step."""
-        ...
-
-    def pool(self, pool: Pool) -> None:
-        """Add the sum of a source over windows."""
-        ...
-
-    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> str:
-        """Add the current, float32, that a synapse makes of its source; `bias` rides in a convolution."""
-        ...
-
-    def bias(self, bias: np.ndarray) -> np.ndarray:
-        """Lay out a bias `[channel, y, x]` like a current of one input."""
-        ...
-
-    def spikes(self, source: str) -> str:
-        """Return what a source emits, float32, `[K * N, …]` with the other axes in any order."""
-        ...
-
-    def probe(self, name: str, source: str) -> None:
-        """Add a tensor of this name, `[K * N, channel, y, x]`, with the spikes of a layer."""
-        ...
 
 
 FORMS: dict[GraphForm, Callable[[GraphBuilder, Snn], Form]] = {"conv": ConvForm, "matmul": MatmulForm}
@@ -59,27 +28,6 @@ class StepGraph:
     input_shape: tuple[Dim, ...]
     states: tuple[State, ...]
     outputs: tuple[Output, ...]
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What every part of the graph needs to know."""
-
-    graph: GraphBuilder
-    form: Form
-    snn: Snn
-    steps: int
-    frames: bool
-    gates: tuple[str, ...] | None
-    """Per step `[N, 1, 1, 1]`: 1 while image and biases are injected, 0 afterwards. None: injected in every step."""
-
-    def is_still(self, source: str) -> bool:
-        """Whether the source is one `[N, …]` for all steps of the call."""
-        return source == INPUT and not self.frames
-
-    def per_step(self, name: str, tensor: str) -> list[str]:
-        """Cut `[K * N, …]` into K tensors `[N, …]`."""
-        return [tensor] if self.steps == 1 else self.graph.split(name, tensor, self.steps)
 
 
 def onnx_from_snn(
@@ -106,16 +54,18 @@ def onnx_from_snn(
     graph.input(INPUT, "uint8", input_shape)
     graph.input(SCALE_INPUT, "float32", ())
     laid = FORMS[form](graph, snn)
-    call = _Call(graph, laid, snn, steps_per_call, frames, _injection_gates(graph, snn, steps_per_call))
+    call = Call(graph, laid, snn, steps_per_call, frames, injection_gates(graph, snn, steps_per_call))
     laid.trains[INPUT] = _pixels(call)
     for node in snn.nodes:
         if isinstance(node, Pool):
             laid.pool(node)
         else:
-            laid.neurons(node, _currents(call, node))
-    _answers(call, _accumulate(call, _currents(call, snn.readout)))
+            laid.neurons(node, sums(call, node) if laid.cumulative else currents(call, node))
+    _answers(call, _accumulated(call))
     if count_spikes or snn.method.name == "qffs":
-        _spike_counts(call, net=count_spikes and snn.method.name == "qffs")
+        _spike_counts(call, "spikes", net=False)
+    if count_spikes and snn.method.name == "qffs":
+        _spike_counts(call, "net_spikes", net=True)
     if probe:
         for layer in snn.layers:
             laid.probe(f"spikes.{layer.name}", layer.name)
@@ -123,20 +73,7 @@ def onnx_from_snn(
     return StepGraph(graph.model("step"), input_shape, tuple(graph.states), tuple(graph.outputs))
 
 
-def _injection_gates(graph: GraphBuilder, snn: Snn, steps: int) -> tuple[str, ...] | None:
-    """QFFS: count the steps done per input, in a state, and open the gate for the first `injection_steps` of them."""
-    if snn.method.injection_steps is None:
-        return None
-    before, after = graph.state("t", "", (1, 1, 1), 0.0)
-    graph.add("Add", after, before, graph.scalar(steps))
-    gates = []
-    for step in range(steps):
-        left = graph.add("Sub", f"injection/left.{step}", graph.scalar(snn.method.injection_steps - step), before)
-        gates.append(graph.add("Clip", f"injection/gate.{step}", left, graph.scalar(0), graph.scalar(1)))
-    return tuple(gates)
-
-
-def _pixels(call: _Call) -> str:
+def _pixels(call: Call) -> str:
     """The image `[N, channel, y, x]`, or the frames of the call `[K * N, …]`, in float32."""
     pixels = call.graph.add("Cast", "pixels", INPUT, to=onnx.TensorProto.FLOAT)
     if not call.frames:
@@ -148,61 +85,22 @@ def _pixels(call: _Call) -> str:
     return pixels
 
 
-def _currents(call: _Call, layer: Layer) -> list[str]:
-    """The current into a layer, one `[N, …]` per step: spikes batched over the steps, injection added."""
-    graph, name = call.graph, layer.name
-    moving = [(i, s) for i, s in enumerate(layer.synapses) if not call.is_still(s.source)]
-    steady = [(i, s) for i, s in enumerate(layer.synapses) if call.is_still(s.source)]
-    # A bias that differs from channel to channel only, and enters in every step, rides in a convolution for free; not
-    # in half precision, where it would be rounded.
-    carriers = [i for i, s in steady or moving if not s.is_identity and s.precision != "fp16"]
-    rides = call.gates is None and layer.bias.shape[1:] == (1, 1) and carriers
-    free = {carriers[0]: layer.bias} if rides else {}
-
-    def current(synapses: list[tuple[int, Synapse]]) -> list[str]:
-        return [call.form.current(f"{name}/i{i}", s, free.get(i)) for i, s in synapses]
-
-    injected = current(steady)
-    if not rides and np.any(layer.bias):
-        injected.append(graph.constant(f"{name}/bias", call.form.bias(layer.bias).astype(np.float32)))
-    total = _sum(graph, f"{name}/injected", injected)
-    batched = _sum(graph, f"{name}/i", current(moving))
-    per_step = call.per_step(f"{name}/i.split", batched) if batched else []
-    result = []
-    for step in range(call.steps):
-        parts = per_step[step : step + 1]
-        if total:
-            gated = total if call.gates is None else graph.add("Mul", f"{name}/gated.{step}", total, call.gates[step])
-            parts = [*parts, gated]
-        current_name = f"{name}/current.{step}"
-        result.append(
-            _sum(graph, current_name, parts) or graph.constant(current_name, np.zeros((1, 1, 1, 1), np.float32))
-        )
-    return result
-
-
-def _sum(graph: GraphBuilder, name: str, terms: list[str]) -> str | None:
-    if not terms:
-        return None
-    total = terms[0]
-    for index, term in enumerate(terms[1:], start=1):
-        total = graph.add("Add", name if index == len(terms) - 1 else f"{name}.{index}", total, term)
-    return total
-
-
-def _accumulate(call: _Call, currents: list[str]) -> list[str]:
-    """acc' = acc + read-out, one `[N, class]` per step."""
-    graph, classes = call.graph, call.snn.readout.shape[0]
-    acc, acc_out = graph.state("acc", "", (classes,), 0.0)
+def _accumulated(call: Call) -> list[str]:
+    """acc' = acc + read-out, one `[N, class]` per step; a sum of currents needs no state."""
+    graph, readout = call.graph, call.snn.readout
+    brought = sums(call, readout, 0.0) if call.form.cumulative else currents(call, readout)
+    flat = [graph.add("Flatten", f"readout/flat.{step}", current, axis=1) for step, current in enumerate(brought)]
+    if call.form.cumulative:
+        return flat
+    acc, acc_out = graph.state("acc", "", (readout.shape[0],), 0.0)
     totals = []
-    for step, current in enumerate(currents):
-        flat = graph.add("Flatten", f"readout/flat.{step}", current, axis=1)
-        acc = graph.add("Add", acc_out if step == call.steps - 1 else f"readout/acc.{step}", acc, flat)
+    for step, current in enumerate(flat):
+        acc = graph.add("Add", acc_out if step == call.steps - 1 else f"readout/acc.{step}", acc, current)
         totals.append(acc)
     return totals
 
 
-def _answers(call: _Call, totals: list[str]) -> None:
+def _answers(call: Call, totals: list[str]) -> None:
     """logits `[K, N, class]`; confidence = max softmax(logits / alpha) and label = argmax, `[K, N]`."""
     graph, steps, classes = call.graph, call.steps, call.snn.readout.shape[0]
     if steps == 1:
@@ -218,20 +116,13 @@ def _answers(call: _Call, totals: list[str]) -> None:
     graph.output("label", "int64", (steps, "N"))
 
 
-def _spike_counts(call: _Call, *, net: bool) -> None:
-    """spikes, net_spikes `[K, N, layer]`: sum of |z| and, where `net`, of z, of each layer in each step."""
+def _spike_counts(call: Call, name: str, *, net: bool) -> None:
+    """spikes, net_spikes `[K, N, layer]`: sum of |z| or, where `net`, of z, of each layer in each step."""
     graph, layers = call.graph, call.snn.layers
-
-    def output(name: str, count: Callable[[str, str], str]) -> None:
-        columns = []
-        for layer in layers:
-            counted = count(f"{layer.name}/{name}", call.form.spikes(layer.name))
-            columns.append(graph.add("Unsqueeze", f"{layer.name}/{name}/column", counted, graph.integers(1)))
-        table = columns[0] if len(columns) == 1 else graph.add("Concat", f"{name}/table", *columns, axis=1)
-        graph.add("Reshape", name, table, graph.integers(call.steps, -1, len(layers)))
-        graph.output(name, "float32", (call.steps, "N", len(layers)))
-
-    output("spikes", lambda name, train: graph.add("ReduceL1", name, train, axes=[1, 2, 3], keepdims=0))
-    if net:
-        axes = graph.integers(1, 2, 3)
-        output("net_spikes", lambda name, train: graph.add("ReduceSum", name, train, axes, keepdims=0))
+    columns = []
+    for layer in layers:
+        counted = call.form.count(f"{layer.name}/{name}", layer.name, net=net)
+        columns.append(graph.add("Unsqueeze", f"{layer.name}/{name}/column", counted, graph.integers(1)))
+    table = columns[0] if len(columns) == 1 else graph.add("Concat", f"{name}/table", *columns, axis=1)
+    graph.add("Reshape", name, table, graph.integers(call.steps, -1, len(layers)))
+    graph.output(name, "float32", (call.steps, "N", len(layers)))

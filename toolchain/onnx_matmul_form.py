@@ -2,7 +2,7 @@
 
 A convolution there has no fast integer kernel that keeps all bits of its sums; the matrix product has
 (docs/adr/0010-matmul-form.md). So spikes are bytes with the channel last, and a 3 x 3 neighbourhood is nine of them in
-a row.
+a row. QFFS emits the number of spikes so far: bytes that are not negative, of which a neuron needs no membrane.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import TensorProto
 
+from ..runtime.int8 import LARGEST_BYTE
 from .onnx_conv_form import convolution, float_weight
 from .onnx_graph import GraphBuilder
 from .onnx_neurons import INITIAL_MEMBRANE, steps_of
@@ -21,33 +22,61 @@ MICROSOFT = "com.microsoft"
 TO_CHANNELS_LAST, TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 Y, X, CHANNEL = 1, 2, 3
 """Axes."""
-LARGEST_BYTE = 128
-"""Two products of such bytes with int8 weights fit into int16, where x86 processors without VNNI add them."""
+UINT8_MAX = 255
 
 
 @dataclass
 class MatmulForm:
-    """See `onnx_from_snn.Form`."""
+    """See `onnx_currents.Form`.
+
+    The neurons of QFFS are `[batch, y, 1, x * channel]`: a bias is added faster to long rows than to short ones.
+    """
 
     graph: GraphBuilder
     snn: Snn
     trains: dict[str, str] = field(default_factory=dict)
-    """The image, `[batch, channel, y, x]`, and sums of spikes, `[batch, y, x, channel]`, by source."""
+    """The image, `[batch, channel, y, x]`, and what sources emit in float32, `[batch, y, x, channel]`."""
     _emitted: dict[str, list[str]] = field(default_factory=dict)
-    """Spikes, float32 `[N, y, x, channel]` per step, by layer."""
+    """What layers emit, float32, per step, as the neurons lie."""
     _bytes: dict[str, list[str]] = field(default_factory=dict)
-    """The same as uint8, each `_shift` larger."""
+    """The same as uint8, of layers that have made it on the way."""
+    _spikes: dict[str, list[str]] = field(default_factory=dict)
+    """The same, or for QFFS what was added to it in the step."""
 
-    def spikes(self, source: str) -> str:
-        if source not in self.trains:
-            self.trains[source] = self.graph.batched(f"{source}/z", self._emitted[source])
-        return self.trains[source]
+    @property
+    def cumulative(self) -> bool:
+        return self.snn.method.name == "qffs"
+
+    def emit(self, layer: str, numbers: list[str], as_bytes: list[str], spikes: list[str]) -> None:
+        """Say what a layer emits, one tensor per step; no bytes: they are made where they are needed."""
+        self._emitted[layer], self._spikes[layer] = numbers, spikes
+        if as_bytes:
+            self._bytes[layer] = as_bytes
 
     def probe(self, name: str, source: str) -> None:
-        self.graph.add("Transpose", name, self.spikes(source), perm=TO_CHANNELS_FIRST)
+        spikes = self._image(source, self.graph.batched(f"{name}/z", self._spikes[source]), f"{name}/image")
+        self.graph.add("Transpose", name, spikes, perm=TO_CHANNELS_FIRST)
 
-    def bias(self, bias: np.ndarray) -> np.ndarray:
-        return bias[None].transpose(TO_CHANNELS_LAST)
+    def count(self, name: str, layer: str, *, net: bool) -> str:
+        graph, spikes = self.graph, self._spikes[layer]
+        if self.cumulative and not net:  # spikes are -1, 0 and 1; ReduceL1 takes four times as long
+            spikes = [graph.add("Mul", f"{name}/squares.{step}", z, z) for step, z in enumerate(spikes)]
+        counts = [
+            graph.add("ReduceSum", f"{name}.{step}", z, graph.integers(1, 2, 3), keepdims=0)
+            for step, z in enumerate(spikes)
+        ]
+        return graph.batched(name, counts)
+
+    def bias(self, layer: Layer) -> np.ndarray:
+        bias = layer.bias[None].transpose(TO_CHANNELS_LAST)
+        if not self.cumulative:
+            return bias
+        _, rows, columns, _ = bias.shape
+        return np.tile(bias, (1, 1, layer.shape[2] // columns, 1)).reshape(1, rows, 1, -1)
+
+    def state(self, layer: Layer) -> tuple[int, ...]:
+        channels, height, width = layer.shape
+        return (height, 1, width * channels) if self.cumulative else (height, width, channels)
 
     def neurons(self, layer: Layer, currents: list[str]) -> None:
         neurons = self._if_neurons if self.snn.method.name == "qcfs" else self._signed_if_neurons
@@ -56,38 +85,45 @@ class MatmulForm:
     def _if_neurons(self, layer: Layer, currents: list[str]) -> None:
         """p = v + I;  z = the byte that clip(p, 0, 1) is cut to;  v' = p - z  (`if_step`)."""
         graph = self.graph
-        v, v_out = graph.state("v", layer.name, _channels_last(layer.shape), INITIAL_MEMBRANE)
-        self._emitted[layer.name], self._bytes[layer.name] = [], []
+        v, v_out = graph.state("v", layer.name, self.state(layer), INITIAL_MEMBRANE)
+        spikes, as_bytes = [], []
         for name, last, current in steps_of(layer, currents):
             p = graph.add("Add", f"{name}/p", v, current)
-            clipped = graph.add("Clip", f"{name}/clipped", p, graph.scalar(0), graph.scalar(1))
-            byte = graph.add("Cast", f"{name}/byte", clipped, to=TensorProto.UINT8)
-            z = graph.add("Cast", f"{name}/z", byte, to=TensorProto.FLOAT)
+            z, byte = self._cut(name, "z", p, 1)
             v = graph.add("Sub", v_out if last else f"{name}/v", p, z)
-            self._emitted[layer.name].append(z)
-            self._bytes[layer.name].append(byte)
+            spikes.append(z)
+            as_bytes += byte
+        self.emit(layer.name, spikes, as_bytes, spikes)
 
-    def _signed_if_neurons(self, layer: Layer, currents: list[str]) -> None:
-        """s' = s + I;  z = clip(clip(floor(s'), 0, levels) - n, -1, 1);  n' = n + z.
+    def _signed_if_neurons(self, layer: Layer, sums: list[str]) -> None:
+        """z = clip(clip(floor(s), 0, levels) - n, -1, 1);  n' = n + z.
 
-        That is `signed_if_step` with s = v + n, which only the current changes: one pass over the neurons less.
+        That is `signed_if_step` with s = v + n, which only the current changes: the sum of all currents so far.
         """
         graph, levels = self.graph, self.snn.method.levels
-        s, s_out = graph.state("s", layer.name, _channels_last(layer.shape), INITIAL_MEMBRANE)
-        n, n_out = graph.state("n", layer.name, _channels_last(layer.shape), 0.0)
-        self._emitted[layer.name] = []
-        for name, last, current in steps_of(layer, currents):
-            s = graph.add("Add", s_out if last else f"{name}/s", s, current)
-            floor = graph.add("Floor", f"{name}/floor", s)
-            wanted = graph.add("Clip", f"{name}/wanted", floor, graph.scalar(0), graph.scalar(levels))
+        n, n_out = graph.state("n", layer.name, self.state(layer), 0.0)
+        numbers, spikes = [], []
+        for name, last, s in steps_of(layer, sums):
+            wanted, _ = self._cut(name, "wanted", s, levels)
             change = graph.add("Sub", f"{name}/change", wanted, n)
             z = graph.add("Clip", f"{name}/z", change, graph.scalar(-1), graph.scalar(1))
             n = graph.add("Add", n_out if last else f"{name}/n", n, z)
-            self._emitted[layer.name].append(z)
+            numbers.append(n)
+            spikes.append(z)
+        self.emit(layer.name, numbers, [], spikes)
+
+    def _cut(self, step: str, name: str, tensor: str, largest: int) -> tuple[str, list[str]]:
+        """clip(floor(x), 0, largest) in float32 and, where it fits, as a byte, which is the faster way to it."""
+        graph = self.graph
+        clipped = graph.add("Clip", f"{step}/{name}.clipped", tensor, graph.scalar(0), graph.scalar(largest))
+        if largest > UINT8_MAX:
+            return graph.add("Floor", f"{step}/{name}", clipped), []
+        byte = graph.add("Cast", f"{step}/{name}.byte", clipped, to=TensorProto.UINT8)
+        return graph.add("Cast", f"{step}/{name}", byte, to=TensorProto.FLOAT), [byte]
 
     def pool(self, pool: Pool) -> None:
         """Sum over windows, first along x and then along y."""
-        graph, source, (_, height, width) = self.graph, self.spikes(pool.source), self.snn.shape_of(pool.source)
+        graph, source, (_, height, width) = self.graph, self._numbers(pool.source), self.snn.shape_of(pool.source)
         if pool.kernel == (height, width) and pool.padding == (0, 0):
             total = graph.add("ReduceSum", f"{pool.name}/sum", source, graph.integers(Y, X), keepdims=1)
         else:
@@ -106,16 +142,19 @@ class MatmulForm:
         """Add the current of a synapse; what is not in int8 is a convolution between two changes of the layout."""
         graph = self.graph
         if synapse.is_identity:
-            gain, source = synapse.weight.astype(np.float32), self.spikes(synapse.source)
-            return source if gain == 1.0 else graph.add("Mul", name, source, graph.constant(f"{name}/gain", gain))
+            gain, source = synapse.weight.astype(np.float32), self._numbers(synapse.source)
+            if gain != 1.0:
+                source = graph.add("Mul", f"{name}/gained", source, graph.constant(f"{name}/gain", gain))
+            return self._rows(name, source, self.snn.shape_of(synapse.source))
         extra = [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
         if synapse.unit is None or synapse.groups > 1 or self._largest_byte(synapse.source) > LARGEST_BYTE:
-            source = self.spikes(synapse.source)
+            source = self._numbers(synapse.source)
             if synapse.source != INPUT:
                 source = graph.once("Transpose", f"{source}/channels_first", source, perm=TO_CHANNELS_FIRST)
             weight = float_weight(graph, name, synapse)
             current = convolution(graph, f"{name}/conv", synapse, source, weight, *extra)
-            return graph.add("Transpose", name, current, perm=TO_CHANNELS_LAST)
+            current = graph.add("Transpose", f"{name}/last", current, perm=TO_CHANNELS_LAST)
+            return self._rows(name, current, self._shape(synapse))
         # [out, in, y, x] -> [y * x * in, out], the order of `_neighbourhoods`
         integers = synapse.integers().transpose(2, 3, 1, 0).reshape(-1, synapse.weight.shape[0])
         operands = [
@@ -123,49 +162,75 @@ class MatmulForm:
             graph.constant(f"{name}/w.int8", integers),
             graph.scalar(1),
             graph.constant(f"{name}/unit", synapse.unit.astype(np.float32)),
-            self._zero(synapse.source),
+            self._zero(),
             "",
         ]
-        return graph.add("MatMulIntegerToFloat", name, *operands, *extra, domain=MICROSOFT)
+        current = graph.add("MatMulIntegerToFloat", f"{name}/product", *operands, *extra, domain=MICROSOFT)
+        return self._rows(name, current, self._shape(synapse))
+
+    def _shape(self, synapse: Synapse) -> Shape:
+        """`[channel, y, x]` of a current."""
+        _, *sizes = self.snn.shape_of(synapse.source)
+        kernel, windows = synapse.weight.shape[2:], zip(synapse.stride, synapse.padding, strict=True)
+        height, width = (out_size(size, k, *w) for size, k, w in zip(sizes, kernel, windows, strict=True))
+        return synapse.weight.shape[0], height, width
+
+    def _rows(self, name: str, tensor: str, shape: Shape) -> str:
+        """Lay out `[batch, y, x, channel]` as neurons are."""
+        if not self.cumulative:
+            return self.graph.add("Identity", name, tensor)
+        channels, height, width = shape
+        return self.graph.add("Reshape", name, tensor, self.graph.integers(-1, height, 1, width * channels))
+
+    def _image(self, source: str, tensor: str, name: str) -> str:
+        """The inverse of `_rows`."""
+        if not self.cumulative:
+            return tensor
+        channels, height, width = self.snn.shape_of(source)
+        return self.graph.add("Reshape", name, tensor, self.graph.integers(-1, height, width, channels))
 
     def _neighbourhoods(self, synapse: Synapse) -> str:
         """uint8 `[batch, y, x, kernel y * kernel x * channel]`: what each output position sees."""
         graph, source = self.graph, synapse.source
         (ky, kx), (sy, sx) = synapse.weight.shape[2:], synapse.stride
-        _, height, width = self.snn.shape_of(source)
-        py, px = synapse.padding
-        size_y, size_x = out_size(height, ky, sy, py), out_size(width, kx, sx, px)
+        (py, px), (_, size_y, size_x) = synapse.padding, self._shape(synapse)
         name = f"{source}/{ky}x{kx}_{sy}{sx}_{py}{px}"
         if graph.has(name):
             return name
-        seen = self._padded(f"{source}/padded_{py}{px}", self._as_bytes(source), synapse.padding, self._zero(source))
+        seen = self._padded(f"{source}/padded_{py}{px}", self._as_bytes(source), synapse.padding, self._zero())
         for axis, kernel, stride, size in ((X, kx, sx, size_x), (Y, ky, sy, size_y)):
             parts = self._shifted(f"{name}/{'_yx'[axis]}", seen, axis, kernel, stride, size)
             seen = graph.add("Concat", f"{name}/{'_yx'[axis]}", *parts, axis=CHANNEL) if len(parts) > 1 else parts[0]
         return graph.add("Identity", name, seen)
 
-    def _as_bytes(self, source: str) -> str:
-        """uint8 `[batch, y, x, channel]`: spikes, or sums of them, from `_shift` upwards."""
-        graph, name = self.graph, f"{source}/bytes"
-        if graph.has(name):
-            return name
-        if source in self._bytes:
-            return graph.batched(name, self._bytes[source])
-        values, shift = self.spikes(source), self._shift(source)
-        if shift:
-            values = graph.add("Add", f"{source}/shifted", values, graph.scalar(shift))
-        return graph.add("Cast", name, values, to=TensorProto.UINT8)
+    def _numbers(self, source: str) -> str:
+        """float32 `[batch, y, x, channel]`: what a source emits; the image `[batch, channel, y, x]`."""
+        if source not in self.trains:
+            joined = self.graph.batched(f"{source}/emitted", self._emitted[source])
+            self.trains[source] = self._image(source, joined, f"{source}/numbers")
+        return self.trains[source]
 
-    def _shift(self, source: str) -> int:
-        """What makes a byte of the most negative value that a source emits."""
-        return 0 if self.snn.method.name == "qcfs" else self.snn.largest_values()[source]
+    def _as_bytes(self, source: str) -> str:
+        """uint8 `[batch, y, x, channel]`: what a source emits."""
+        graph, name = self.graph, f"{source}/bytes"
+        if name in self.trains:
+            return self.trains[name]
+        if source in self._emitted:
+            numbers = enumerate(self._emitted[source])
+            parts = self._bytes.get(source) or [
+                graph.add("Cast", f"{name}.{step}", number, to=TensorProto.UINT8) for step, number in numbers
+            ]
+            made = self._image(source, graph.batched(f"{name}.joined", parts), name)
+        else:
+            made = graph.add("Cast", name, self._numbers(source), to=TensorProto.UINT8)
+        self.trains[name] = made
+        return made
 
     def _largest_byte(self, source: str) -> int:
-        return self._shift(source) + self.snn.largest_values()[source]
+        return self.snn.largest_values()[source] * (self.snn.method.levels if self.cumulative else 1)
 
-    def _zero(self, source: str) -> str:
-        shift = self._shift(source)
-        return self.graph.constant(f"const/{shift}_uint8", np.array(shift, np.uint8))
+    def _zero(self) -> str:
+        return self.graph.constant("const/0_uint8", np.array(0, np.uint8))
 
     def _padded(self, name: str, source: str, padding: tuple[int, int], zero: str) -> str:
         py, px = padding

@@ -101,8 +101,15 @@ def worst_case(snn: Snn, layer: Layer, steps: int, largest: dict[str, int]) -> f
 
 
 def measured_case(snn: Snn, layer: Layer, membrane: float, largest: dict[str, int]) -> float:
-    """The largest partial sum when |v| stays within `MARGIN` times what was seen: that, plus one step's worst case."""
-    return _neuron_units(snn, layer) + MARGIN * membrane + _step_peak(snn, layer, largest)
+    """The largest partial sum when |v| stays within `MARGIN` times what was seen: that, plus one step's worst case.
+
+    QFFS: and not less than what the spikes sent so far add up to, which some engines sum instead.
+    """
+    bound = _neuron_units(snn, layer) + MARGIN * membrane + _step_peak(snn, layer, largest)
+    if snn.method.name == "qcfs":
+        return bound
+    positive, negative = _one_step(layer, largest)
+    return max(bound, _neuron_units(snn, layer) + snn.method.levels * float(np.maximum(positive, negative).max()))
 
 
 def largest_membranes(snn: Snn, steps: int, pixels: np.ndarray, batch: int = 50) -> dict[str, float]:

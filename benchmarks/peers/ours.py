@@ -19,7 +19,7 @@ from ...toolchain.export import ExportOptions, export
 from .candidate import Candidate, Missing, Precision
 from .setting import Setting
 
-TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "events": "events"}
 
 
 class Variant(NamedTuple):
@@ -39,6 +39,7 @@ VARIANTS = (
     *(Variant("onnxruntime", "int8", "conv", k) for k in (1, 4)),
     *(Variant("onnxruntime", "int8", "matmul", k) for k in (1, 2, 4, 8)),
     *(Variant("openvino", precision, "conv", k) for precision in ("fp32", "int8") for k in (1, 4, 8)),
+    *(Variant("events", precision, "conv", k) for precision in ("fp32", "int8") for k in (1, 4, 8)),
 )
 PLAIN = VARIANTS[0]
 """Whose stepping loop is timed, and whose cost is shown over T."""

@@ -39,7 +39,7 @@ class _ByteLevels(MatmulForm):
         clipped = _clipped(self.graph, self.snn, layer, currents)
         byte = self.graph.add("Cast", f"{layer.name}/byte", clipped, to=onnx.TensorProto.UINT8)
         number = self.graph.add("Cast", f"{layer.name}/n", byte, to=onnx.TensorProto.FLOAT)
-        self._bytes[layer.name], self._emitted[layer.name] = [byte], [number]
+        self.emit(layer.name, [number], [byte], [])
 
 
 FORMS: dict[Precision, Callable[[GraphBuilder, Snn], _Levels | _ByteLevels]] = {"fp32": _Levels, "int8": _ByteLevels}
@@ -96,7 +96,7 @@ def _current(graph: GraphBuilder, form: _Levels | _ByteLevels, layer: Layer) -> 
     assert total is not None, "every layer has a synapse"
     if rides is not None:
         return total
-    bias = graph.constant(f"{layer.name}/bias", form.bias(layer.bias).astype(np.float32))
+    bias = graph.constant(f"{layer.name}/bias", form.bias(layer).astype(np.float32))
     return graph.add("Add", f"{layer.name}/biased", total, bias)
 
 

@@ -9,8 +9,6 @@ import click
 from ...runtime.cli import command_errors
 from ...runtime.errors import DynamicConfidenceError
 
-PARTS = ("validation", "test")
-
 
 @click.command()
 @click.argument("networks", nargs=-1, required=True, metavar="MODEL=DATA…")
@@ -34,12 +32,13 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
     from ...models.checkpoint import load_checkpoint
     from ...runtime.cli import progress
     from ...runtime.files import write_atomically
+    from ..model_and_data import model_and_parts
     from ..record import write_record
     from .markdown import page
     from .pictures import draw
     from .setting import METHODS, measured, prepared
 
-    wanted = [_network(text) for text in networks]
+    wanted = [model_and_parts(text) for text in networks]
     _check_names([model for model, _ in wanted])
     for model, _ in wanted:
         load_checkpoint(model)  # what cannot be read is said before the long work
@@ -63,29 +62,12 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
     click.echo(f"{output}: tables.md, record.json, {', '.join(path.name for path in figures)}", err=True)
 
 
-def _network(text: str) -> tuple[Path, list[Path]]:
-    model, equals, data = text.partition("=")
-    if not equals:
-        raise DynamicConfidenceError(f"{text}: expected MODEL=DATA, for example model.pt=cifar10.")
-    return Path(model), [_part(Path(data), part) for part in PARTS]
-
-
 def _check_names(models: list[Path]) -> None:
     """Raise DynamicConfidenceError where two networks' files in the output would have one name."""
     names = [model.stem for model in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DynamicConfidenceError(f"two networks are named {twice}: rename one of the files, or run it apart.")
-
-
-def _part(folder: Path, part: str) -> Path:
-    found = next((path for path in (folder / part, folder / f"{part}.npz") if path.exists()), None)
-    if found is None:
-        raise DynamicConfidenceError(
-            f"{folder}: has no part '{part}' (a folder, or {part}.npz). `dc-data` makes such parts: "
-            f"dc-data cifar10 --root DOWNLOADED -o {folder}."
-        )
-    return found
 
 
 if __name__ == "__main__":

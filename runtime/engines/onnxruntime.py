@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from ..engine import EngineOptions, StepOutput, check_refill, check_steps
 from ..errors import DynamicConfidenceError
 from ..manifest import Manifest
-from ..onnx_file import read_onnx
+from ..onnx_file import check_signature, read_onnx
 from ..signature import shape_at
 from ..variants import chosen_call_sizes, manifest_at, variant
+from .onnxruntime_blocks import block_size
+from .onnxruntime_nchwc import model_in_blocks
 from .onnxruntime_session import check_form, check_options, first_run, start_session
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 FIRST = 2
@@ -26,7 +31,8 @@ FIRST = 2
 class OnnxRuntimeEngine:
     """Runs an exported .onnx on the CPU, or with provider cuda or tensorrt on a GPU. See `runtime.engine.Engine`.
 
-    Each size of call is a session of its own (on a GPU there is one); they share the buffers.
+    Each size of call is a session of its own (on a GPU there is one); they share the buffers. On the CPU their graphs
+    are rewritten first where that pays; `backend` ends in the layout then (`NCHW16c`).
 
     A state's input and output never share a buffer (that is silently wrong when the graph reads the input after it
     wrote the output), so there are two sets of state buffers and two bindings: set 0 -> 1, then 1 -> 0. A third one
@@ -43,11 +49,13 @@ class OnnxRuntimeEngine:
         sizes = chosen_call_sizes(whole, options, several=options.provider == "cpu")
         self.manifest = manifest = manifest_at(whole, sizes)
         variants = {size: variant(model, whole, size) for size in sizes}
+        for network, described in variants.values():
+            check_signature(path, network, described)
+        networks, block = _in_blocks(variants, options)
         # Before the buffers: it says what is missing here.
         sessions = {}
-        for size, (graph, described) in variants.items():
-            sessions[size], self.backend = start_session(graph.SerializeToString(), path, options)
-            _check_signature(sessions[size], described, path)
+        for size, network in networks.items():
+            sessions[size], self.backend = start_session(network.SerializeToString(), path, options, block=block)
         device = "cpu" if options.provider == "cpu" else "cuda"
         self._pixels = _Buffer(np.zeros(shape_at(manifest.input.shape, batch), np.uint8), device)
         self._scale = _Buffer(np.ones((), np.float32), device)
@@ -83,20 +91,12 @@ class OnnxRuntimeEngine:
         self._next, self._has_image = FIRST, False
 
     def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
-        self._check_open("step")
-        check_steps(self, steps)
-        call = self._calls[steps]
+        call = self._calls.get(steps) or self._refuse(steps)
         if pixels is not None:
-            if pixels.shape != self._pixels.shape or pixels.dtype != np.uint8:
-                raise DynamicConfidenceError(
-                    f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
-                    f"{list(self._pixels.shape)}."
-                )
-            self._pixels.write(np.ascontiguousarray(pixels))
-            self._has_image = True
-        else:
+            self._show(pixels)
+        elif not self._has_image:
             self._need_image()
-        call.session.run_with_iobinding(call.bindings[self._next])
+        call.runs[self._next]()
         self._next = 1 if self._next == 0 else 0
         return call.result
 
@@ -111,6 +111,21 @@ class OnnxRuntimeEngine:
         if self._next != FIRST:
             for state, buffer in zip(self.manifest.states, self._states[self._next], strict=True):
                 buffer.put(rows, state.initial)
+
+    def _refuse(self, steps: int | None) -> NoReturn:
+        """Say why there is no call of so many steps."""
+        self._check_open("step")
+        check_steps(self, steps)
+        raise KeyError(steps)
+
+    def _show(self, pixels: np.ndarray) -> None:
+        if pixels.shape != self._pixels.shape or pixels.dtype != np.uint8:
+            raise DynamicConfidenceError(
+                f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
+                f"{list(self._pixels.shape)}."
+            )
+        self._pixels.write(np.ascontiguousarray(pixels))
+        self._has_image = True
 
     def _check_open(self, method: str) -> None:
         if self._session is None:
@@ -127,7 +142,7 @@ class OnnxRuntimeEngine:
         pairs = ((self._states[0], self._states[1]), (self._states[1], self._states[0]), (first, self._states[0]))
         bindings = [self._bind(session, sources, targets, outputs) for sources, targets in pairs]
         result = StepOutput(**{name: outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
-        return _Call(session, bindings, result)
+        return _Call(session, bindings, [partial(session.run_with_iobinding, one) for one in bindings], result)
 
     def _bind(
         self,
@@ -153,6 +168,8 @@ class _Call(NamedTuple):
     session: onnxruntime.InferenceSession
     bindings: list[onnxruntime.IOBinding]
     """From state set 0 to 1, from 1 to 0, and from the initial values to 0."""
+    runs: list[Callable[[], None]]
+    """The same, ready to run."""
     result: StepOutput
 
 
@@ -185,18 +202,17 @@ class _Buffer:
         bind_one(name, self._device, 0, self._type, shape, self._memory.data_ptr())
 
 
-def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest, path: Path) -> None:
-    expected = {manifest.input.name: manifest.input.shape, manifest.scale_input: ()}
-    expected |= {state.input: state.shape for state in manifest.states}
-    results = {state.output: state.shape for state in manifest.states} | {o.name: o.shape for o in manifest.outputs}
-    for what, nodes, wanted in (
-        ("inputs", session.get_inputs(), expected),
-        ("outputs", session.get_outputs(), results),
-    ):
-        found = {node.name: tuple(node.shape) for node in nodes}
-        if found != wanted:
-            odd = sorted(set(found.items()) ^ set(wanted.items()))[0]
-            raise DynamicConfidenceError(
-                f"{path}: the graph's {what} are not those of its manifest: '{odd[0]}' {list(odd[1])} is on one side "
-                "only. Export the network again with `dc-export model.pt`."
-            )
+def _in_blocks(
+    variants: Mapping[int, tuple[onnx.ModelProto, Manifest]], options: EngineOptions
+) -> tuple[dict[int, onnx.ModelProto], int | None]:
+    """The graph of each size of call, and the block that all of them are laid out in; None: as they were exported.
+
+    All or none, since they share their states.
+    """
+    plain = {size: network for size, (network, _) in variants.items()}
+    block = block_size() if options.provider == "cpu" and options.optimize else None
+    if block is None:
+        return plain, None
+    rewritten = {size: model_in_blocks(*of, options.batch, block) for size, of in variants.items()}
+    found = {size: network for size, network in rewritten.items() if network is not None}
+    return (found, block) if len(found) == len(plain) else (plain, None)

@@ -14,14 +14,13 @@ import numpy as np
 from ..engine import EngineOptions, StepOutput, check_refill, check_steps
 from ..errors import BackendMissing, DynamicConfidenceError
 from ..manifest import Manifest
-from ..onnx_file import read_onnx
-from ..signature import shape_at, signature_of_manifest
+from ..onnx_file import check_signature, read_onnx
+from ..signature import shape_at
 from ..variants import chosen_call_sizes, variant
 from .onnxruntime_session import check_options
 from .openvino_model import KEEP, model_from_onnx
 
 if TYPE_CHECKING:
-    import onnx
     import openvino as ov
 
 PACKAGE = "`pip install 'dynamic-confidence[openvino]'`"
@@ -88,7 +87,7 @@ class OpenVinoEngine:
         (size,) = chosen_call_sizes(whole, options, several=False)
         network, self.manifest = variant(model, whole, size)
         manifest, self.batch = self.manifest, options.batch
-        _check_signature(path, network, manifest)
+        check_signature(path, network, manifest)
         openvino = load_openvino()
         version = version_of(openvino)
         self.backend = f"OpenVINO {version}, CPU"
@@ -179,22 +178,6 @@ def _check_graph(path: Path, manifest: Manifest) -> None:
             f"{path}: its form is {numerics.form}, for ONNX Runtime. {OTHER}, or export it again: "
             f"`dc-export model.pt --precision {numerics.precision}`."
         )
-
-
-def _check_signature(path: Path, network: onnx.ModelProto, manifest: Manifest) -> None:
-    wanted = signature_of_manifest(manifest)
-    for what, ends in (("input", network.graph.input), ("output", network.graph.output)):
-        shapes = {end.name: end.type.tensor_type.shape.dim for end in ends}
-        found = {
-            name: tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
-            for name, dims in shapes.items()
-        }
-        expected = {name: tensor.shape for name, tensor in wanted.items() if tensor.mode == what}
-        if odd := sorted(set(found.items()) ^ set(expected.items())):
-            raise DynamicConfidenceError(
-                f"{path}: the graph's {what}s are not those of its manifest: '{odd[0][0]}' {list(odd[0][1])} is on one "
-                "side only. Export the network again with `dc-export model.pt`."
-            )
 
 
 def _check_kernels(path: Path, compiled: ov.CompiledModel) -> None:

@@ -274,3 +274,5 @@ def test_layers_are_the_networks_membranes(exported):
     states = tuple(state for state in manifest.states if state.input != "v_in.activation1")
     with pytest.raises(DynamicConfidenceError, match="counts the spikes of 7 layers, expected 6, one per state 'v_in"):
         counted_layers(msgspec.structs.replace(manifest, states=states))
+    products = read_onnx(exported(method="qffs", precision="int8", form="matmul"))[1]
+    assert counted_layers(products) == layers  # though it keeps no membranes

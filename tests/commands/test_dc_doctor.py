@@ -69,7 +69,7 @@ def test_a_listed_provider_that_does_not_start_is_broken(monkeypatch: pytest.Mon
 
 def test_without_any_backend(monkeypatch: pytest.MonkeyPatch):
     """The base install is enough to be told what is missing."""
-    for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
+    for name in ("onnxruntime", "openvino", "numba", "tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in ("bindings", "pycuda"):
         monkeypatch.setattr(f"dynamic_confidence.runtime.cuda.{name}.load", lambda: None)
@@ -77,6 +77,7 @@ def test_without_any_backend(monkeypatch: pytest.MonkeyPatch):
     for name, command in (
         ("onnxruntime", "pip install 'dynamic-confidence[cpu]'"),
         ("openvino", "pip install 'dynamic-confidence[openvino]'"),
+        ("numba", "pip install 'dynamic-confidence[events]'"),
         ("TensorRT", "pip install 'dynamic-confidence[trt]'` (on a Jetson it comes with JetPack)"),
         ("TensorRT-RTX", "pip install 'dynamic-confidence[rtx]'"),
     ):
@@ -90,7 +91,7 @@ def test_without_any_backend(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_real_command_on_a_base_install():
-    blocked = ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "torch"]
+    blocked = ["onnxruntime", "openvino", "numba", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "torch"]
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); "
         "from dynamic_confidence.runtime.dc_doctor import main; main()"
@@ -239,6 +240,7 @@ def findings(**states: str) -> list[Finding]:
         ({}, "rtx", None),
         ({"openvino": "missing"}, "openvino", "openvino"),
         ({"openvino": "missing"}, "cpu", None),
+        ({"numba": "missing"}, "events", "numba"),
         ({"provider_cuda": "broken"}, "cuda", "provider cuda"),
         ({"provider_cuda": "broken", "driver": "missing"}, "cuda", "driver"),
         ({"provider_cuda": "broken"}, "tensorrt", None),

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dynamic_confidence.runtime.engine import BACKENDS, ENGINES, Backend, Engine, open_engine
+from dynamic_confidence.runtime.engine import BACKENDS, ENGINES, PACKAGES, Backend, Engine, open_engine
 from dynamic_confidence.runtime.errors import BackendMissing, DynamicConfidenceError
 from dynamic_confidence.runtime.exit_policy import policy_from_manifest
 from dynamic_confidence.runtime.network_file import FORMATS
@@ -28,7 +28,7 @@ THRESHOLD = 0.6
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    if find_spec(request.param) is None:
+    if find_spec(PACKAGES[request.param]) is None:
         pytest.skip(f"{request.param} is not installed")
     return request.param
 
@@ -174,7 +174,9 @@ def everything(engine: Engine, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize(
-    ("backend", "optimize"), [("onnxruntime", True), ("onnxruntime", False), ("openvino", True)], indirect=["backend"]
+    ("backend", "optimize"),
+    [("onnxruntime", True), ("onnxruntime", False), ("openvino", True), ("events", True)],
+    indirect=["backend"],
 )
 @pytest.mark.parametrize(("method", "k", "batch", "threads"), list(product(METHODS, (1, 2, 4, 8), (1, 7, 64), (1, 2))))
 def test_no_setting_changes_a_bit(
@@ -274,7 +276,7 @@ def test_a_closed_engine_says_so_and_has_freed_its_session(
     exported: Callable[..., Path], pixels: np.ndarray, backend: Backend
 ):
     with open_engine(exported(), batch=5, backend=backend) as engine:
-        held = {"onnxruntime": "_session", "openvino": "_request"}[backend]
+        held = {"onnxruntime": "_session", "openvino": "_request", "events": "_pool"}[backend]
         session = weakref.ref(getattr(engine, held))
         logits = engine.step(pixels[:5]).logits
         kept = logits.copy()

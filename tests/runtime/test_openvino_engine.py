@@ -129,13 +129,14 @@ SUMS = """
 import sys
 import numpy as np, onnx
 from dynamic_confidence.runtime.engines.openvino import load_openvino
-from dynamic_confidence.runtime.engines.openvino_model import _unsigned_bytes
 openvino = load_openvino()
+from dynamic_confidence.runtime.engines.openvino_model import translate
+from dynamic_confidence.runtime.engines.openvino_operators import Value, plain
 network = onnx.load_model_from_string(sys.stdin.buffer.read())
-model = openvino.Core().read_model(network.SerializeToString())
-tensors = {name: end for node in model.get_ops() for end in node.outputs() for name in end.get_names()}
-_unsigned_bytes(network, tensors, signed=sys.argv[1] == "signed")
-model.validate_nodes_and_infer_types()
+x = openvino.opset13.parameter([1, 32, 16, 16], np.float32)
+values = {"x": Value(x.output(0))}
+translate(network, values, signed=sys.argv[1] == "signed")
+model = openvino.Model([plain(values["y"])], [x], "sums")
 compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 layers = [{k: v.astype(str) for k, v in n.get_rt_info().items()} for n in compiled.get_runtime_model().get_ops()]
 kernels = [info["primitiveType"] for info in layers if info["layerType"] == "Convolution"]
@@ -250,12 +251,19 @@ def test_a_graph_that_differs_from_its_manifest(exported: Exported, tmp_path: Pa
         open_engine(path, backend="openvino")
 
 
-def test_a_graph_that_it_cannot_read(exported: Exported, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda node: node.input.__setitem__(0, "missing"), "node 'pixels' reads 'missing', which nothing makes"),
+        (lambda node: setattr(node, "op_type", "Transpose"), "node 'pixels' is a Transpose, expected Add, ArgMax, "),
+    ],
+)
+def test_a_graph_that_it_cannot_read(exported: Exported, tmp_path: Path, damage: Callable[..., None], why: str):
     network, manifest = read_onnx(exported())
-    network.graph.node[0].input[0] = "missing"
+    damage(network.graph.node[0])
     path = tmp_path / "net.onnx"
     path.write_bytes(with_this_graph(network, manifest))
-    message = r"OpenVINO \d+\S+ cannot load it: (.|\n)*Leave out --backend openvino, or export .*`dc-export model\.pt`"
+    message = rf"OpenVINO \d+\S+ cannot load it: {why}.*Leave out --backend openvino, or export .*`dc-export model\.pt`"
     with pytest.raises(DynamicConfidenceError, match=message):
         open_engine(path, backend="openvino")
 
@@ -377,4 +385,5 @@ def test_auto_takes_what_is_installed(exported: Exported, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert onnx_backend(path, EngineOptions()) == "openvino"
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "numba", None)
     assert onnx_backend(path, EngineOptions()) == "onnxruntime"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dynamic_confidence.runtime.continuous_batching import answer_stream
-from dynamic_confidence.runtime.engine import BACKENDS, ENGINES, Backend, Engine, open_engine
+from dynamic_confidence.runtime.engine import BACKENDS, ENGINES, PACKAGES, Backend, Engine, open_engine
 from dynamic_confidence.runtime.engines.onnxruntime import _Buffer
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.exit_policy import policy_from_manifest
@@ -28,7 +28,7 @@ Exported = Callable[..., Path]
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    pytest.importorskip(PACKAGES[request.param], reason=f"{request.param} is not installed")
     return request.param
 
 

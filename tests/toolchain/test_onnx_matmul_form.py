@@ -1,0 +1,123 @@
+"""The form of matrix products: the same bits as the form conv, whatever the levels, however an input enters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynamic_confidence.runtime.manifest import GraphForm, Method
+from dynamic_confidence.toolchain.onnx_from_snn import StepGraph, onnx_from_snn
+from dynamic_confidence.toolchain.snn import INPUT, Layer, Pool, Snn, Synapse
+
+BATCH, CALLS = 3, 3
+UNIT = 2.0**-4
+
+
+def random_snn(method: str, levels: int, seed: int) -> Snn:
+    """Every way into a layer: the image, spikes, both, a gain, a pool, a 1 x 1 kernel with strides, biases and maps."""
+    rng = np.random.default_rng(seed)
+
+    def synapse(source: str, shape: tuple[int, ...], **more: object) -> Synapse:
+        integers = rng.integers(-6, 8, shape)
+        between = {} if source == INPUT else {"precision": "int8", "unit": np.full(shape[0], UNIT)}
+        scale = 2.0**-10 if source == INPUT else UNIT
+        return Synapse(source, integers * scale, **between, **more)  # type: ignore[arg-type]
+
+    def bias(*shape: int) -> np.ndarray:
+        return rng.integers(-16, 24, shape) * 2.0**-6
+
+    padded = {"padding": (1, 1)}
+    first = Layer("first", (synapse(INPUT, (3, 2, 3, 3), **padded),), bias(3, 6, 6), (3, 6, 6), 1.0)
+    both = (synapse(INPUT, (3, 2, 1, 1)), synapse("first", (3, 3, 3, 3), **padded), Synapse("first", np.array(0.75)))
+    pool = Pool("pool", "second", (2, 2), (2, 2), (0, 0), (3, 3, 3))
+    strided = (synapse("second", (4, 3, 1, 1), stride=(2, 2)), synapse("pool", (4, 3, 3, 3), **padded))
+    nodes = (
+        first,
+        Layer("second", both, bias(3, 1, 1), (3, 6, 6), 1.0),
+        pool,
+        Layer("third", strided, bias(4, 1, 1), (4, 3, 3), 1.0),
+        Layer("fourth", (Synapse("third", np.array(1.0)),), np.zeros((4, 1, 1)), (4, 3, 3), 1.0),
+        Pool("plane", "fourth", (3, 3), (1, 1), (0, 0), (4, 1, 1)),
+    )
+    readout = Layer(
+        "readout", (Synapse("plane", rng.integers(-9, 9, (5, 4, 1, 1)) / 8),), bias(5, 1, 1), (5, 1, 1), 1.0
+    )
+    return Snn(Method(method, levels, levels if method == "qffs" else None), (2, 6, 6), nodes, readout)
+
+
+def written(snn: Snn, form: GraphForm, k: int, *, frames: bool = False) -> StepGraph:
+    return onnx_from_snn(snn, steps_per_call=k, frames=frames, count_spikes=True, form=form)
+
+
+def answers(graph: StepGraph, images: np.ndarray, started_anew: int | None = None) -> list[np.ndarray]:
+    """All outputs of every call; `images` has one for each, and in the second one row starts from the beginning."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph.model.SerializeToString(), options)
+    shapes = {state.input: (BATCH, *(int(size) for size in state.shape[1:])) for state in graph.states}
+    states = {state.input: np.full(shapes[state.input], state.initial, np.float32) for state in graph.states}
+    names, found = [output.name for output in graph.outputs], []
+    for call, image in enumerate(images):
+        if call == 1 and started_anew is not None:
+            for state in graph.states:
+                states[state.input][started_anew] = state.initial
+        feed = {"input": image, "alpha": np.array(1, np.float32), **states}
+        made = session.run([*names, *(state.output for state in graph.states)], feed)
+        found += made[: len(names)]
+        states = {state.input: made[len(names) + i].copy() for i, state in enumerate(graph.states)}
+    return found
+
+
+def images(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (CALLS, *shape, 2, 6, 6)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+@pytest.mark.parametrize("levels", [1, 3, 15, 32, 33, 128, 129, 255, 256, 1000])
+def test_all_levels_give_the_bits_of_the_form_conv(method: str, levels: int):
+    """4 * 32 and 128 are the largest bytes; from 256 on, numbers of spikes are none."""
+    snn = random_snn(method, levels, seed=levels)
+    pixels = images(levels, BATCH)
+    expected = answers(written(snn, "conv", 4), pixels)
+    found = answers(written(snn, "matmul", 4), pixels)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    spikes = expected[3 :: len(expected) // CALLS]
+    assert sum(array.sum() for array in spikes) > 500
+
+
+@pytest.mark.parametrize(("levels", "products"), [(3, 3), (32, 3), (33, 2), (128, 2), (129, 0)])
+def test_numbers_of_spikes_that_make_no_byte_are_convolved_in_float32(levels: int, products: int):
+    graph = written(random_snn("qffs", levels, seed=0), "matmul", 1).model.graph
+    assert [node.op_type for node in graph.node].count("MatMulIntegerToFloat") == products
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.sampled_from(["qcfs", "qffs"]), st.integers(1, 9), st.integers(1, 3), st.booleans(), st.integers(0, 2**32))
+def test_images_that_change_and_rows_that_start_anew(method: str, levels: int, k: int, frames: bool, seed: int):
+    snn = random_snn(method, levels, seed)
+    pixels = images(seed, k, BATCH) if frames else images(seed, BATCH)
+    found, expected = (
+        answers(written(snn, form, k, frames=frames), pixels, started_anew=1) for form in ("matmul", "conv")
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_qffs_keeps_a_number_of_spikes_and_no_membrane():
+    """Only what the image has brought is a sum, since another image may come."""
+    states = [state.input for state in written(random_snn("qffs", 3, seed=0), "matmul", 1).states]
+    assert states == ["t_in", "s_in.first", "n_in.first", "s_in.second", "n_in.second", "n_in.third", "n_in.fourth"]
+
+
+def test_a_network_without_biases():
+    snn = random_snn("qffs", 3, seed=1)
+    bare = replace(snn, nodes=tuple(replace(n, bias=0 * n.bias) if isinstance(n, Layer) else n for n in snn.nodes))
+    found, expected = (answers(written(bare, form, 2), images(0, BATCH)) for form in ("matmul", "conv"))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -11,7 +11,7 @@ import click
 from ...runtime.errors import DynamicConfidenceError
 from ..record import machine
 
-LIBRARIES = ("openvino", "spikingjelly")
+LIBRARIES = ("openvino", "numba", "spikingjelly")
 """Beside those of every record."""
 TELLING = (
     "avx2",

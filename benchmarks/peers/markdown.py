@@ -13,6 +13,8 @@ SUMMARY = {
     "ours, ONNX Runtime int8": ("ours, ONNX Runtime int8",),
     "ours, OpenVINO fp32": ("ours, OpenVINO fp32",),
     "ours, OpenVINO int8": ("ours, OpenVINO int8",),
+    "ours, events fp32": ("ours, events fp32",),
+    "ours, events int8": ("ours, events int8",),
     "the fastest of ours": ("ours",),
 }
 """Title -> how the names of its candidates begin."""

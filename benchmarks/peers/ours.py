@@ -35,11 +35,15 @@ class Variant(NamedTuple):
 
 
 VARIANTS = (
-    *(Variant("onnxruntime", "fp32", "conv", k) for k in (1, 4)),
-    *(Variant("onnxruntime", "int8", "conv", k) for k in (1, 4)),
+    *(Variant("onnxruntime", "fp32", "conv", k) for k in (1, 4, 8)),
+    Variant("onnxruntime", "int8", "conv", 1),
     *(Variant("onnxruntime", "int8", "matmul", k) for k in (1, 2, 4, 8)),
-    *(Variant("openvino", precision, "conv", k) for precision in ("fp32", "int8") for k in (1, 4, 8)),
-    *(Variant("events", precision, "conv", k) for precision in ("fp32", "int8") for k in (1, 4, 8)),
+    *(
+        Variant(backend, precision, "conv", k)
+        for backend in ("openvino", "events")
+        for precision in ("fp32", "int8")
+        for k in (1, 4, 8)
+    ),
 )
 PLAIN = VARIANTS[0]
 """Whose stepping loop is timed, and whose cost is shown over T."""

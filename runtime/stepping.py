@@ -14,6 +14,8 @@ from .errors import DynamicConfidenceError
 from .exit_policy import ExitPolicy, Reason, reason_to_stop, scores
 from .manifest import Manifest
 
+PIXEL = np.dtype(np.uint8)
+
 
 class Answer(NamedTuple):
     """What one input was answered."""
@@ -92,7 +94,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
     started = time.perf_counter()
     manifest, count, moving = engine.manifest, pixels.shape[-4], pixels.ndim == 5
     sizes, final = _sizes(engine, pixels, calls), _final_step(engine, pixels, policy)
-    costs = _call_costs(manifest)
+    costs = {} if policy.deadline_ms is None else _call_costs(manifest)
     usual, limit, calm_until = manifest.steps_per_call, policy.limit, _calm_until(policy, final)
     answers: dict[int, Answer] = {}
     running, run, ends, spent = range(count), None, [], 0.0
@@ -142,7 +144,7 @@ def _calm_until(policy: ExitPolicy, final: int) -> int:
 
 def answer_at(output: StepOutput, k: int, row: int, score: float, steps: int, ms: float, reason: Reason) -> Answer:
     """What an input is answered that stops at step k of a call, from 0; a copy."""
-    label, confidence = int(output.label[k, row]), float(output.confidence[k, row])
+    label, confidence = output.label.item(k, row), output.confidence.item(k, row)
     return Answer(label, confidence, score, steps, ms, reason, output.logits[k, row].copy())
 
 
@@ -237,7 +239,7 @@ def check_pixels(engine: Engine, pixels: np.ndarray) -> None:
     """Raise a DynamicConfidenceError when `infer` cannot run these pixels on this engine."""
     manifest = engine.manifest
     shape = manifest.input.preprocessing.shape
-    if pixels.dtype != np.uint8 or pixels.shape[-3:] != shape or pixels.ndim not in (4, 5):
+    if pixels.dtype != PIXEL or pixels.shape[-3:] != shape or pixels.ndim not in (4, 5):
         raise DynamicConfidenceError(
             f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with "
             "time steps in front for an input that varies in time."

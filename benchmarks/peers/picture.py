@@ -15,10 +15,11 @@ SHOWN = {
     "ours, ONNX Runtime fp32": "#1f6feb",
     "ours, ONNX Runtime int8": "#d9822b",
     "ours, OpenVINO int8": "#2e7d32",
+    "ours, events int8": "#111111",
 }
 """How the names of candidates begin, of which the fastest is shown -> colour."""
 COLOURS = tuple(SHOWN.values())
-STYLES = {"qcfs": "o-", "qffs": "s:"}
+METHODS = ("qcfs", "qffs")
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -29,26 +30,26 @@ def draw(record: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     cells = list(record["results"]["cells"].values())
-    figure, (size, steps) = pyplot.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained")
-    _over_size(size, cells)
+    figure, (*sizes, steps) = pyplot.subplots(1, 3, figsize=(14.0, 4.6), layout="constrained")
+    for axis, method in zip(sizes, METHODS, strict=True):
+        _over_size(axis, [cell for cell in cells if cell["method"] == method])
+        axis.set_title(method)
     _over_steps(steps, cells)
-    for axis in (size, steps):
+    for axis in (*sizes, steps):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=7)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
 
 def _over_size(axis: Any, cells: list[dict[str, Any]]) -> None:
-    """A line per kind of candidate and method; both axes logarithmic, so what is linear has the slope 1."""
-    for method, style in STYLES.items():
-        found = [(cell["macs_per_step"] / 1e6, rows_of(cell)) for cell in cells if cell["method"] == method]
-        for beginning, colour in SHOWN.items():
-            points = sorted((size, row.wall_ms) for size, rows in found if (row := best(rows, beginning)) is not None)
-            if points:
-                label = f"{beginning}, {method}"
-                axis.loglog(*zip(*points, strict=True), style, color=colour, markersize=4, linewidth=1, label=label)
+    """A line per kind of candidate; both axes logarithmic, so what is linear has the slope 1."""
+    found = [(cell["macs_per_step"] / 1e6, rows_of(cell)) for cell in cells]
+    for beginning, colour in SHOWN.items():
+        points = sorted((size, row.wall_ms) for size, rows in found if (row := best(rows, beginning)) is not None)
+        if points:
+            axis.loglog(*zip(*points, strict=True), "o-", color=colour, markersize=4, linewidth=1, label=beginning)
     axis.set(xlabel="million multiply-accumulates per dense step", ylabel="ms per time step")
 
 

@@ -24,7 +24,7 @@ from dynamic_confidence.benchmarks.peers import ours as ours_module
 from dynamic_confidence.benchmarks.peers import setting as setting_module
 from dynamic_confidence.benchmarks.peers.candidate import Candidate, Missing
 from dynamic_confidence.benchmarks.peers.loop import loop_cost
-from dynamic_confidence.benchmarks.peers.markdown import page
+from dynamic_confidence.benchmarks.peers.markdown import page, summary
 from dynamic_confidence.benchmarks.peers.numbers import line, loop_us, over_steps, rows_of
 from dynamic_confidence.benchmarks.peers.ours import PLAIN, VARIANTS, exported, ours
 from dynamic_confidence.benchmarks.peers.quantised import NAME as QUANTISED
@@ -375,7 +375,13 @@ def test_a_row_is_computed_from_the_samples():
 
 def record_of(*cells: dict[str, Any], quick: bool = False) -> dict[str, Any]:
     computer = dict.fromkeys(("processor", "system", "python", "torch", "onnxruntime", "openvino", "numpy"), "x")
-    computer |= {"spikingjelly": "not installed", "flags": ["avx2"], "governor": "performance", "pinned_to": 1}
+    computer |= {
+        "spikingjelly": "not installed",
+        "numba": "not installed",
+        "flags": ["avx2"],
+        "governor": "performance",
+        "pinned_to": 1,
+    }
     results = {"setting": {"threads": 1, "quick": quick}, "machine": computer}
     return {"study": "peers", "results": {**results, "cells": {f"{c['network']}/{c['method']}": c for c in cells}}}
 
@@ -386,7 +392,8 @@ def test_the_tables_say_what_the_record_says():
     assert "|  | tiny, qcfs | tiny, qffs |" in lines
     assert "| the demo's way, ms per step | 10 | 10 |" in lines
     assert f"| {PLAIN.name} | 4.00 | 4.00 |" in lines
-    assert "| the fastest of ours | 10.00 | 10.00 |" in lines
+    assert "| the fastest of ours | 10.00 / 10.00 |" in lines
+    assert "| added by the stepping loop, µs per step | 7 / 7 |" in lines
     assert "| SpikingJelly, single-step | not installed | not installed |" in lines
     assert "- SpikingJelly, single-step: not installed (No module)." in lines
     assert f"| {PLAIN.name} | 2.500 | 1.250 | 4.00 | 2.00 – 6.00 | 4.00 | 2.50 | 0.80 | yes |" in lines
@@ -395,6 +402,14 @@ def test_the_tables_say_what_the_record_says():
     assert "![Cost over size and T](peers.png)" in text
     assert "--quick" not in text
     assert "too few rounds to quote a number from" in page(record_of(cell(), quick=True), "p.png")
+
+
+def test_the_readme_and_the_page_are_the_record_s():
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "benchmarks/results/peers.json").read_text())
+    readme, written = ((root / name).read_text() for name in ("README.md", "docs/peers_table.md"))
+    assert summary(record) in readme
+    assert written == f"{page(record, 'peers_table.png')}\n"
 
 
 @pytest.fixture

@@ -57,12 +57,12 @@ def _measured(
 ) -> dict[str, Any]:
     from dataclasses import replace
 
-    from ..calib.dc_tune import load_per_core
     from ..calib.exits import histogram
     from ..calib.tuning import exits_of_images, tune
     from ..runtime.cli import progress
+    from ..runtime.load import load_per_core
 
-    load = load_per_core()
+    load = load_per_core() or 0.0
     exits = exits_of_images(network, images, progress, **engine_kind)
     rest = replace(images, names=images.names[1::2], label=images.label[1::2], source=images.source[1::2])
     shares = histogram(exits[::2], manifest.max_steps)
@@ -100,8 +100,7 @@ def _numbers(tuning: Tuning) -> dict[str, Any]:
 
     return {
         "exit_histogram": tuning.histogram.tolist(),
-        "start_ms": tuning.start_ms,
-        "cost_ms": {str(size): ms for size, ms in tuning.cost_ms.items()},
+        "costs_ms": {str(size): cost.round(DIGITS).tolist() for size, cost in tuning.costs.items()},
         "call_samples_ms": {str(size): found.round(DIGITS).tolist() for size, found in tuning.call_samples_ms.items()},
         "fixed": {candidate.name: plain(candidate) for candidate in tuning.fixed},
         "schedule": None if tuning.schedule is None else plain(tuning.schedule),

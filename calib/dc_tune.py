@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.cli import command_errors, engine_options
+from ..runtime.load import BUSY, load_per_core
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from .labelled_images import LabelledImages
     from .tuning import Candidate, Tuning
 
-BUSY = 0.25
-"""Load per core from which on other work is likely to disturb the measurement."""
 STEADY = 0.1
 """Difference between expected and measured from which on the machine was not steady."""
 
@@ -77,7 +76,7 @@ def main(
         raise DynamicConfidenceError(f"--seconds {seconds:g}: expected a positive number.")
     manifest = read_manifest(network)
     check_tunable(network, manifest)
-    load = load_per_core()
+    load = load_per_core() or 0.0
     if load > BUSY:
         click.echo(
             f"this machine is busy (load {load:.2f} per core): what is measured now may not hold when it is idle.",
@@ -121,13 +120,6 @@ def _traced(folder: Path, manifest: Manifest, images: LabelledImages) -> np.ndar
     return replay(load_trace(folder, manifest), manifest.calibration)
 
 
-def load_per_core() -> float:
-    """Of the last minute; 0 where the system does not tell."""
-    import os
-
-    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
-
-
 def _facts(tuning: Tuning) -> dict[str, Any]:
     import numpy as np
 
@@ -145,7 +137,6 @@ def _facts(tuning: Tuning) -> dict[str, Any]:
         "threads": tuning.threads,
         "mean_steps": float((np.arange(len(tuning.histogram)) + 1) @ tuning.histogram),
         "exit_histogram": tuning.histogram.tolist(),
-        "start_ms": tuning.start_ms,
         "cost_ms": {str(size): ms for size, ms in tuning.cost_ms.items()},
         "timed_images": len(tuning.fixed[0].samples_ms),
         "candidates": [plain(candidate) for candidate in (*tuning.fixed, *([mixed] if mixed else []))],

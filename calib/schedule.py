@@ -8,28 +8,35 @@ import numpy as np
 
 from ..runtime.errors import DynamicConfidenceError
 
+Costs = Mapping[int, np.ndarray]
+"""K -> milliseconds `[step]` of a call of K steps that starts after 0, 1, … T - 1 steps.
 
-def best_schedule(histogram: np.ndarray, cost_ms: Mapping[int, float]) -> tuple[int, ...]:
+They depend on the start: the first call of an input finds cold caches and a new image, and an engine that skips what
+does not spike needs less time where less does.
+"""
+
+
+def best_schedule(histogram: np.ndarray, costs: Costs) -> tuple[int, ...]:
     """Return the steps of the calls, one after another, with the least expected milliseconds until the exit.
 
-        V(s) = min over K of  P(exit > s) cost_K + V(s + K),   V(s >= T) = 0
+        V(s) = min over K of  P(exit > s) cost_K(s) + V(s + K),   V(s >= T) = 0
 
     where V(0) is the latency: an input pays for every call that starts before its exit (dynamic programming; this is
-    E(s) = min cost_K + P(exit > s+K | exit > s) E(s+K) times P(exit > s)). What nothing is seen to reach costs nothing;
-    there the calls are those that reach T soonest.
-    Shapes: histogram `[step]`, the share of inputs that stop at each step 1 … T; cost_ms K -> ms of a call.
-    Raises: DynamicConfidenceError for shares that do not add up to 1, or costs that are not positive.
+    E(s) = min cost_K(s) + P(exit > s+K | exit > s) E(s+K) times P(exit > s)). What nothing is seen to reach costs
+    nothing; there the calls are those that reach T soonest.
+    Shapes: histogram `[step]`, the share of inputs that stop at each step 1 … T.
+    Raises: DynamicConfidenceError for shares that do not add up to 1, or costs that are not positive, T for each K.
     """
     reaching = _reaching(histogram)
-    _check_costs(cost_ms)
+    _check_costs(costs, len(histogram))
     steps = len(histogram)
     # Expected milliseconds from step s on, and those of an input that runs to the end, which decide between equals.
     best: list[tuple[float, float, int]] = [(0.0, 0.0, 0)] * steps
     for start in reversed(range(steps)):
         choices = []
-        for size, cost in cost_ms.items():
+        for size, cost in costs.items():
             after = best[start + size][:2] if start + size < steps else (0.0, 0.0)
-            choices.append((reaching[start] * cost + after[0], cost + after[1], -size))
+            choices.append((reaching[start] * cost[start] + after[0], cost[start] + after[1], -size))
         best[start] = min(choices)
     calls: list[int] = []
     while sum(calls) < steps:
@@ -37,7 +44,7 @@ def best_schedule(histogram: np.ndarray, cost_ms: Mapping[int, float]) -> tuple[
     return tuple(calls)
 
 
-def expected_latency(calls: Sequence[int], histogram: np.ndarray, cost_ms: Mapping[int, float]) -> float:
+def expected_latency(calls: Sequence[int], histogram: np.ndarray, costs: Costs) -> float:
     """Return the mean milliseconds until the exit under a schedule, whose last call is repeated.
 
         sum over calls of  P(exit > steps done before it) * cost of the call
@@ -45,14 +52,14 @@ def expected_latency(calls: Sequence[int], histogram: np.ndarray, cost_ms: Mappi
     Shapes and errors as for `best_schedule`; and DynamicConfidenceError for a call without a cost.
     """
     reaching = _reaching(histogram)
-    _check_costs(cost_ms)
-    unknown = set(calls) - cost_ms.keys()
+    _check_costs(costs, len(histogram))
+    unknown = set(calls) - costs.keys()
     if unknown or not calls:
-        raise DynamicConfidenceError(f"calls {list(calls)}: expected at least one, each with a cost: {list(cost_ms)}.")
+        raise DynamicConfidenceError(f"calls {list(calls)}: expected at least one, each with a cost: {list(costs)}.")
     total, done, number = 0.0, 0, 0
     while done < len(histogram):
         size = calls[min(number, len(calls) - 1)]
-        total += float(reaching[done]) * cost_ms[size]
+        total += float(reaching[done] * costs[size][done])
         done, number = done + size, number + 1
     return total
 
@@ -76,8 +83,12 @@ def _reaching(histogram: np.ndarray) -> np.ndarray:
     return histogram[::-1].cumsum()[::-1]
 
 
-def _check_costs(cost_ms: Mapping[int, float]) -> None:
-    if not cost_ms or min(cost_ms) < 1 or not all(0 < cost < np.inf for cost in cost_ms.values()):
+def _check_costs(costs: Costs, steps: int) -> None:
+    if not costs or min(costs) < 1 or not all(_is_cost(cost, steps) for cost in costs.values()):
         raise DynamicConfidenceError(
-            f"costs {dict(cost_ms)}: expected positive milliseconds for each length of call, from 1 step on."
+            f"costs {dict(costs)}: expected {steps} positive milliseconds for each length of call, from 1 step on."
         )
+
+
+def _is_cost(cost: np.ndarray, steps: int) -> bool:
+    return cost.shape == (steps,) and bool(((cost > 0) & (cost < np.inf)).all())

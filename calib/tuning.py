@@ -56,16 +56,19 @@ class Tuning:
     threads: int | None
     histogram: np.ndarray
     """Share of the inputs that stop at each step, `[step]`."""
-    start_ms: float
-    """What the first call of an input costs more than others: image and reset, and caches that are cold."""
-    cost_ms: dict[int, float]
-    """Of a call of each K."""
+    costs: dict[int, np.ndarray]
+    """Milliseconds of a call of each K, `[step]`: of one that starts after so many steps."""
     call_samples_ms: dict[int, np.ndarray]
     """Of each K `[image, call]`, in runs without an exit."""
     fixed: tuple[Candidate, ...]
     """Every K."""
     schedule: Candidate | None
     """None where no mixture is expected to be clearly faster than one K, or the engine has but one."""
+
+    @property
+    def cost_ms(self) -> dict[int, float]:
+        """Of a call of each K, the median over its starts but the first."""
+        return {size: float(np.median(cost[1:] if len(cost) > 1 else cost)) for size, cost in self.costs.items()}
 
     @property
     def best_fixed(self) -> Candidate:
@@ -146,12 +149,12 @@ def tune(
         engines = {size: engine for group, engine in zip(groups, opened, strict=True) for size in group}
         policy = policy_from_manifest(manifest)
         samples = _call_samples(engines, policy, images, exits, seconds, track)
-        start, costs = costs_of_calls(samples)
+        costs = costs_of_calls(samples, manifest.max_steps)
         shares = histogram(exits, manifest.max_steps) if shares is None else shares
         ways: dict[str, tuple[int, ...]] = {f"K = {size}": (size,) for size in sizes}
-        expected = {name: start + expected_latency(calls, shares, costs) for name, calls in ways.items()}
+        expected = {name: expected_latency(calls, shares, costs) for name, calls in ways.items()}
         mixed = shortened(best_schedule(shares, costs))
-        latency = start + expected_latency(mixed, shares, costs)
+        latency = expected_latency(mixed, shares, costs)
         if several and latency <= WORTH * min(expected.values()):
             ways["schedule"], expected["schedule"] = mixed, latency
         chosen = representative(exits, _affordable(seconds, sum(expected.values()) * 2 * ROUNDS))
@@ -162,30 +165,32 @@ def tune(
             engine=opened[0].backend,
             threads=engine_kind.get("threads"),
             histogram=shares,
-            start_ms=start,
-            cost_ms=costs,
+            costs=costs,
             call_samples_ms=samples,
             fixed=tuple(found[: len(sizes)]),
             schedule=found[-1] if "schedule" in ways else None,
         )
 
 
-def costs_of_calls(samples: Mapping[int, np.ndarray]) -> tuple[float, dict[int, float]]:
-    """Return what an input costs before any call, and the cost of a call of each K, in milliseconds.
+def costs_of_calls(samples: Mapping[int, np.ndarray], steps: int) -> dict[int, np.ndarray]:
+    """Return the milliseconds of a call of each K by the steps before it, from runs of one K each.
 
-        cost_K = median over images and calls but the first;  start = median over K and images of (first call - cost_K)
+        cost_K(s) = median over images of the call that starts after s steps, linear between them
 
-    Where K >= T there is one call, and what it costs beside `start` is its cost. Where that is so for every K, start
-    is 0: no choice depends on it.
-    Shapes: samples `[image, call]` of each K.
+    Between the first start and the second it is that of the second: the first call alone finds cold caches and a new
+    image. What that adds is known from the other K where a K has but one call (K >= T).
+    Shapes: samples `[image, call]` of each K -> `[step]`.
     """
-    costs = {size: float(np.median(found[:, 1:])) for size, found in samples.items() if found.shape[1] > 1}
-    first = [samples[size][:, 0] - cost for size, cost in costs.items()]
-    start = max(0.0, float(np.median(np.concatenate(first)))) if first else 0.0
-    for size in samples.keys() - costs.keys():
-        single = float(np.median(samples[size][:, 0]))
-        costs[size] = max(single - start, single / 2)  # a start measured elsewhere may exceed all of it
-    return start, {size: costs[size] for size in samples}
+    medians = {size: np.median(found, axis=0) for size, found in samples.items()}
+    added = [found[0] - found[1] for found in medians.values() if len(found) > 1]
+    start = max(0.0, float(np.median(added))) if added else 0.0
+    costs = {}
+    for size, found in medians.items():
+        # A start measured elsewhere may exceed all of a single call.
+        later = found[1:] if len(found) > 1 else np.array([max(found[0] - start, found[0] / 2)])
+        costs[size] = np.interp(np.arange(steps), size * (1 + np.arange(len(later))), later)
+        costs[size][0] = found[0]
+    return costs
 
 
 def _call_samples(

@@ -164,8 +164,19 @@ def open_engine(
     path = Path(path)
     options = EngineOptions(batch, threads, optimize, provider, cuda, cuda_graphs, speculate, backend, call_sizes)
     entry = by_suffix(ENGINES, path)
-    if path.suffix == ".onnx":
-        entry = BACKENDS[onnx_backend(path, options)]
+    if path.suffix != ".onnx":
+        return _opened(entry, path, options)
+    chosen = onnx_backend(path, options)
+    try:
+        return _opened(BACKENDS[chosen], path, options)
+    except DynamicConfidenceError:
+        # What others choose for the user must not keep a file from running that ONNX Runtime takes.
+        if options.backend != "auto" or chosen == "onnxruntime" or find_spec("onnxruntime") is None:
+            raise
+    return _opened(BACKENDS["onnxruntime"], path, options)
+
+
+def _opened(entry: str, path: Path, options: EngineOptions) -> Engine:
     module, name = entry.split(":")
     return getattr(import_module(f".engines.{module}", __package__), name)(path, options)
 
@@ -180,10 +191,10 @@ def onnx_backend(path: Path, options: EngineOptions) -> str:
 
     Only on an x86 processor, for an exact network, where no answer depends on the choice; Arm is not measured.
     - events: one thread, half of the neurons or more in layers of at least `EVENTS_CHANNELS` channels. Time per step of
-      OpenVINO / events at the same K on one Zen 4 core with 5 … 20 % of the neurons spiking: 1.2 … 2.3 (fp32) and
-      1.3 … 2.4 (int8) there, 0.65 … 1.4 for int8 with fewer channels (docs/adr/0011-events.md).
-    - OpenVINO: at least `OPENVINO_NEURONS` in all steps of a call. Time per step of ONNX Runtime / OpenVINO: 0.7 … 1.3
-      below, 1.05 … 1.4 (fp32) and 1.3 … 4.1 (int8) above (docs/adr/0009-openvino.md).
+      OpenVINO / events at the same K on one Zen 4 core with 10 … 26 % of the neurons spiking: 1.2 … 2.8 (fp32) and
+      1.3 … 2.2 (int8) there, 0.6 … 1.2 for int8 with fewer channels (docs/peers_table.md).
+    - OpenVINO: at least `OPENVINO_NEURONS` in all steps of a call. Time per step of ONNX Runtime / OpenVINO: 0.9 … 1.3
+      (fp32) and 1.8 … 4 (int8) above; below, what OpenVINO does beside computing is dear (docs/adr/0009-openvino.md).
     ONNX Runtime has the options other than batch, threads and call sizes; it and events hold several sizes. A schedule
     runs on what it was tuned on. What is not installed is not chosen.
     """
@@ -200,7 +211,7 @@ def onnx_backend(path: Path, options: EngineOptions) -> str:
         return next(name for name in BACKENDS if name in installed)
     if manifest.schedule is not None and options.batch == 1 and not options.call_sizes:
         tuned_on = manifest.schedule.engine.replace(" ", "").lower()
-        if found := [name for name in BACKENDS if tuned_on.startswith(name)]:
+        if found := [name for name in BACKENDS if name in installed and tuned_on.startswith(name)]:
             return found[0]
     if not manifest.numerics.exact or platform.machine() not in X86:
         return "onnxruntime"
@@ -208,8 +219,8 @@ def onnx_backend(path: Path, options: EngineOptions) -> str:
     layers = [tuple(map(int, state.shape[1:])) for state in manifest.states if state.initial]
     neurons = sum(map(math.prod, layers))
     channels = EVENTS_CHANNELS[manifest.numerics.precision]
-    wide = sum(math.prod(shape) for shape in layers if shape[0] >= channels) >= neurons / 2
-    if "events" in installed and wide and options.threads == 1:
+    wide = sum(math.prod(shape) for shape in layers if shape[0] >= channels)
+    if "events" in installed and wide >= neurons / 2 > 0 and options.threads == 1:
         return "events"
     steps, *others = options.call_sizes or (manifest.steps_per_call,)
     large = neurons * steps >= OPENVINO_NEURONS[manifest.numerics.precision]

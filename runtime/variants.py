@@ -90,8 +90,8 @@ def chosen_call_sizes(manifest: Manifest, options: EngineOptions, *, several: bo
         check_call_sizes(manifest, asked)
         if len(asked) > 1 and not several:
             raise DynamicConfidenceError(
-                f"{manifest.name}: calls of {_listed(asked)} steps in one engine: only ONNX Runtime on a CPU holds "
-                "several. Ask for one."
+                f"{manifest.name}: calls of {_listed(asked)} steps in one engine: only ONNX Runtime on a CPU and "
+                "the event-driven engine hold several. Ask for one."
             )
         return tuple(sorted(asked))
     first, schedule = manifest.steps_per_call, manifest.schedule if options.batch == 1 else None

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BLOCKS = "com.microsoft.nchwc"
 """ONNX Runtime's own domain. It writes operators of it when it optimises a graph, and reads what it has written."""
 FUSED = "com.microsoft"
+SHARP = 2.0**23
+"""HardSigmoid, clip(a p + 1 - a, 0, 1), is [p >= 1] for every p on a grid of 1 / a, or a coarser one."""
 Shape = tuple[int, int, int]
 """Channel, y, x."""
 
@@ -66,12 +68,15 @@ def _block_of(onnxruntime: Any) -> int | None:
     """What a convolution's four output channels are padded to when it is optimised."""
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        options, path = _quiet(onnxruntime), Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(path)
-        model = _model([("", "Conv", ["x", "w"], "y", {})], {"w": np.ones((4, 4, 1, 1), np.float32)}, {"x": 4})
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(path).graph
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            options, path = _quiet(onnxruntime), Path(folder) / "optimised.onnx"
+            options.optimized_model_filepath = str(path)
+            model = _model([("", "Conv", ["x", "w"], "y", {})], {"w": np.ones((4, 4, 1, 1), np.float32)}, {"x": 4})
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            graph = onnx.load(path).graph
+    except OSError:  # nowhere to write: a device with a read-only system
+        return None
     padded = {tensor.dims[0] for tensor in graph.initializer if len(tensor.dims) == 4}
     if not any((node.domain, node.op_type) == (BLOCKS, "Conv") for node in graph.node) or len(padded) != 1:
         return None
@@ -81,7 +86,8 @@ def _block_of(onnxruntime: Any) -> int | None:
 def _works(onnxruntime: Any, block: int) -> bool:
     """Whether a small network in blocks gives what it gives in ONNX's own operators.
 
-    On whole numbers (and quarters, after the pool) small enough that no sum is rounded.
+    On whole numbers (and quarters, after the pool) small enough that no sum is rounded; with the last one a spike is
+    decided.
     """
     generator, channels = np.random.default_rng(0), 2 * block
     shapes = {"stem": (channels, 3, 3, 3), "wide": (channels, channels, 3, 3), "deep": (channels, 1, 3, 3)}
@@ -90,7 +96,8 @@ def _works(onnxruntime: Any, block: int) -> bool:
     image = {"x": generator.integers(0, 4, (2, 3, 5, 7)).astype(np.float32)}
     sides = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
     last, depthwise = {**sides, "strides": [2, 2]}, {**sides, "group": channels}
-    pool = {"kernel_shape": [2, 2], "count_include_pad": 1}
+    pool = {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}
+    limits = {"zero": np.zeros((), np.float32), "one": np.ones((), np.float32)}
     plain = [
         ("", "Conv", ["x", "stem", "bias"], "a", sides),
         ("", "Conv", ["a", "wide", "bias"], "b", sides),
@@ -98,7 +105,11 @@ def _works(onnxruntime: Any, block: int) -> bool:
         ("", "Conv", ["c", "deep"], "d", depthwise),
         ("", "AveragePool", ["d"], "e", pool),
         ("", "Conv", ["e", "wide"], "f", last),
-        ("", "Add", ["f", "f"], "y", {}),
+        ("", "Conv", ["e", "wide", "bias"], "g", last),
+        ("", "Sum", ["f", "f", "f", "g"], "h", {}),
+        ("", "Floor", ["h"], "i", {}),
+        ("", "Clip", ["i", "zero", "one"], "z", {}),
+        ("", "Sub", ["h", "z"], "y", {}),
     ]
     laid = {name: weight_in_blocks(weight, block, planes=name != "wide") for name, weight in weights.items()}
     blocked = [
@@ -109,11 +120,18 @@ def _works(onnxruntime: Any, block: int) -> bool:
         (BLOCKS, "ReorderOutput", ["e"], "e.plain", {"channels": channels}),
         (FUSED, "FusedConv", ["e.plain", "wide.plain"], "f", last),
         (BLOCKS, "ReorderInput", ["f"], "f.blocked", {}),
-        (BLOCKS, "Conv", ["e", "wide", "", "f.blocked"], "y.blocked", last),
-        (BLOCKS, "ReorderOutput", ["y.blocked"], "y", {"channels": channels}),
+        (BLOCKS, "Conv", ["e", "wide", "", "f.blocked"], "ff.blocked", last),
+        (BLOCKS, "ReorderOutput", ["ff.blocked"], "ff", {"channels": channels}),
+        (FUSED, "FusedConv", ["e.plain", "wide.plain", "bias", "f"], "fg", last),
+        ("", "Add", ["ff", "fg"], "h", {}),
+        ("", "HardSigmoid", ["h"], "z", {"alpha": SHARP, "beta": 1 - SHARP}),
+        ("", "Sub", ["h", "z"], "y", {}),
     ]
     found = []
-    for nodes, constants in ((plain, weights | bias), (blocked, laid | bias | {"wide.plain": weights["wide"]})):
+    for nodes, constants in (
+        (plain, weights | bias | limits),
+        (blocked, laid | bias | {"wide.plain": weights["wide"]}),
+    ):
         options = _quiet(onnxruntime)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:

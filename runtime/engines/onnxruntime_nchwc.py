@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..manifest import Manifest
-from .onnxruntime_blocks import BLOCKS, in_domains, weight_in_blocks
+from .onnxruntime_blocks import BLOCKS, SHARP, in_domains, weight_in_blocks
 from .onnxruntime_neurons import SignedNeurons
 from .onnxruntime_sums import BlockedGraph, Convolution, Gated, Sum, attributes_of, windows
 from .onnxruntime_values import UnknownGraphError, Values, is_map, shape_of
@@ -17,8 +17,6 @@ from .onnxruntime_values import UnknownGraphError, Values, is_map, shape_of
 if TYPE_CHECKING:
     import onnx
 
-SHARP = 2.0**23
-"""HardSigmoid, clip(a p + 1 - a, 0, 1), is [p >= 1] for every p on a grid of 1 / a, or a coarser one."""
 POSITIONS, NEURONS = [2, 3], [1, 2, 3]
 """Axes."""
 
@@ -46,7 +44,8 @@ def model_in_blocks(model: onnx.ModelProto, manifest: Manifest, batch: int, bloc
         return None
     try:
         return _Rewriting(model, manifest, BlockedGraph(block, batch)).run()
-    except (UnknownGraphError, LookupError, ValueError):  # what is looked for is not there, or not where it should be
+    # what is looked for is not there, or not where it should be
+    except (UnknownGraphError, LookupError, ValueError, ArithmeticError):
         return None
 
 

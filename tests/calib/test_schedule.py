@@ -16,6 +16,11 @@ from dynamic_confidence.runtime.errors import DynamicConfidenceError
 COSTS = {1: 1.0, 2: 1.6, 4: 2.8}
 
 
+def constant(cost: dict[int, float], steps: int) -> dict[int, np.ndarray]:
+    """Costs that do not depend on the steps before a call."""
+    return {size: np.full(steps, ms) for size, ms in cost.items()}
+
+
 def every_schedule(steps: int, sizes: list[int]) -> Iterator[tuple[int, ...]]:
     """All sequences of calls that reach `steps` and make no call for nothing."""
     if steps <= 0:
@@ -26,13 +31,13 @@ def every_schedule(steps: int, sizes: list[int]) -> Iterator[tuple[int, ...]]:
             yield (size, *rest)
 
 
-def mean_latency(calls: tuple[int, ...], exits: list[int], cost: dict[int, float]) -> float:
+def mean_latency(calls: tuple[int, ...], exits: list[int], cost: dict[int, np.ndarray]) -> float:
     """Input by input: it pays for calls until its exit is done."""
     total = 0.0
     for exit_step in exits:
         done = 0
         for size in calls:
-            total += cost[size]
+            total += cost[size][done]
             done += size
             if done >= exit_step:
                 break
@@ -40,15 +45,16 @@ def mean_latency(calls: tuple[int, ...], exits: list[int], cost: dict[int, float
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[int, list[int], dict[int, float]]:
+def cases(draw: st.DrawFn) -> tuple[int, list[int], dict[int, np.ndarray]]:
     steps = draw(st.integers(1, 8))
     exits = draw(st.lists(st.integers(1, steps), min_size=1, max_size=12))
     sizes = draw(st.sets(st.integers(1, 9), min_size=1, max_size=3))
-    return steps, exits, {size: draw(st.floats(0.1, 9.0)) for size in sorted(sizes)}
+    some = st.lists(st.floats(0.1, 9.0), min_size=steps, max_size=steps).map(np.array)
+    return steps, exits, {size: draw(some) for size in sorted(sizes)}
 
 
 @given(cases())
-def test_no_schedule_is_better(case: tuple[int, list[int], dict[int, float]]):
+def test_no_schedule_is_better(case: tuple[int, list[int], dict[int, np.ndarray]]):
     steps, exits, cost = case
     shares = histogram(np.array(exits), steps)
     found = best_schedule(shares, cost)
@@ -72,7 +78,7 @@ def test_the_expected_latency_is_the_mean_over_inputs(case, data: st.DataObject)
 
 
 @given(cases())
-def test_it_is_never_worse_than_a_fixed_k(case: tuple[int, list[int], dict[int, float]]):
+def test_it_is_never_worse_than_a_fixed_k(case: tuple[int, list[int], dict[int, np.ndarray]]):
     steps, exits, cost = case
     shares = histogram(np.array(exits), steps)
     best = expected_latency(best_schedule(shares, cost), shares, cost)
@@ -90,7 +96,13 @@ def test_it_is_never_worse_than_a_fixed_k(case: tuple[int, list[int], dict[int, 
     ],
 )
 def test_long_calls_where_nothing_stops(exits: list[int], steps: int, calls: tuple[int, ...]):
-    assert best_schedule(histogram(np.array(exits), steps), COSTS) == calls
+    assert best_schedule(histogram(np.array(exits), steps), constant(COSTS, steps)) == calls
+
+
+def test_the_cost_of_a_call_may_depend_on_its_start():
+    """Four steps at once are dear at first, where all spikes, and cheap after that."""
+    costs = {1: np.full(8, 1.0), 4: np.array([9.0, 9.0, *[2.5] * 6])}
+    assert best_schedule(histogram(np.array([8]), 8), costs) == (1, 1, 4, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +111,17 @@ def test_long_calls_where_nothing_stops(exits: list[int], steps: int, calls: tup
         ([0.5, 0.4], COSTS, r"exit histogram of shape \(2,\) with sum 0\.9: expected shares .* add up to 1"),
         ([], COSTS, r"exit histogram of shape \(0,\)"),
         ([1.5, -0.5], COSTS, "exit histogram"),
-        ([1.0], {}, r"costs \{\}: expected positive milliseconds"),
-        ([1.0], {0: 1.0}, r"costs \{0: 1\.0\}: expected positive milliseconds"),
-        ([1.0], {1: 0.0}, r"costs \{1: 0\.0\}: expected positive milliseconds"),
-        ([1.0], {1: float("nan")}, r"costs \{1: nan\}: expected positive milliseconds"),
+        ([1.0], {}, r"costs \{\}: expected 1 positive milliseconds"),
+        ([1.0], {0: 1.0}, r"costs \{0: array\(\[1\.\]\)\}: expected 1 positive milliseconds"),
+        ([1.0], {1: 0.0}, r"costs \{1: array\(\[0\.\]\)\}: expected 1 positive milliseconds"),
+        ([1.0], {1: float("nan")}, r"costs \{1: array\(\[nan\]\)\}: expected 1 positive milliseconds"),
     ],
 )
 def test_what_makes_no_sense_is_refused(shares: list[float], cost: dict[int, float], message: str):
     with pytest.raises(DynamicConfidenceError, match=message):
-        best_schedule(np.array(shares), cost)
+        best_schedule(np.array(shares), constant(cost, len(shares)))
     with pytest.raises(DynamicConfidenceError, match=message):
-        expected_latency((1,), np.array(shares), cost)
+        expected_latency((1,), np.array(shares), constant(cost, len(shares)))
 
 
 @pytest.mark.parametrize("calls", [(), (1, 3)])
@@ -117,4 +129,4 @@ def test_a_call_without_a_cost_is_refused(calls: tuple[int, ...]):
     with pytest.raises(
         DynamicConfidenceError, match=r"calls \[.*\]: expected at least one, each with a cost: \[1, 2, 4"
     ):
-        expected_latency(calls, np.array([1.0]), COSTS)
+        expected_latency(calls, np.array([1.0]), constant(COSTS, 1))

@@ -47,13 +47,18 @@ def test_they_come_in_a_mixed_order():
     assert abs(np.corrcoef(found, np.arange(50))[0, 1]) < 0.4
 
 
-def test_the_first_call_costs_more():
-    """By the same, whatever its K; a run of one call tells its cost by what the others start with."""
-    samples = {1: np.array([[3.0, 1.0, 1.0], [3.0, 1.0, 9.0]]), 2: np.array([[3.5, 1.5], [9.0, 1.5]])}
-    samples[8] = np.array([[6.0], [6.0]])
-    assert costs_of_calls(samples) == (2.0, {1: 1.0, 2: 1.5, 8: 4.0})
-    assert costs_of_calls({8: np.array([[6.0], [6.0]])}) == (0.0, {8: 6.0})
-    assert costs_of_calls({1: np.array([[0.5, 1.0]])}) == (0.0, {1: 1.0})
+def test_what_a_call_costs_depends_on_its_start():
+    """As measured where it was, between that linearly; a single call tells its cost by what the others start with."""
+    samples = {1: np.array([[3.0, 1.0, 1.0, 2.0, 1.0, 1.0]] * 3), 2: np.array([[3.5, 2.0, 1.0]] * 2 + [[9.0] * 3])}
+    samples[8] = np.array([[6.0], [6.0], [7.0]])
+    found = costs_of_calls(samples, 6)
+    assert {size: cost.tolist() for size, cost in found.items()} == {
+        1: [3.0, 1.0, 1.0, 2.0, 1.0, 1.0],
+        2: [3.5, 2.0, 2.0, 1.5, 1.0, 1.0],
+        8: [6.0, *[4.25] * 5],  # without the median of 2 and 1.5
+    }
+    assert costs_of_calls({8: np.array([[6.0], [6.0]])}, 2)[8].tolist() == [6.0, 6.0]
+    assert costs_of_calls({8: np.array([[6.0]]), 1: np.array([[9.0, 1.0]])}, 2)[8].tolist() == [6.0, 3.0]
 
 
 def found(name: str, calls: tuple[int, ...], ms: float) -> Candidate:
@@ -75,8 +80,7 @@ def test_a_schedule_must_be_clearly_faster(fixed: tuple[float, float], mixed: fl
         engine="ONNX Runtime",
         threads=1,
         histogram=np.array([0.5, 0.5]),
-        start_ms=0.0,
-        cost_ms={1: 1.0, 4: 3.0},
+        costs={1: np.array([5.0, 1.0]), 4: np.array([9.0, 3.0])},
         call_samples_ms={},
         fixed=(found("K = 1", (1,), fixed[0]), found("K = 4", (4,), fixed[1])),
         schedule=None if mixed is None else found("schedule", (4, 1), mixed),
@@ -130,8 +134,8 @@ def test_every_k_and_the_schedule_are_measured(calibrated: Path, data: Path, bac
     assert found.threads == 1
     assert found.histogram.tolist() == [0, 0, 0.25, 0.25, 0.25, 0.25, 0, 0, 0, 0, 0, 0]
     for candidate in (*found.fixed, *([found.schedule] if found.schedule else [])):
-        latency = expected_latency(candidate.calls, found.histogram, found.cost_ms)
-        assert candidate.expected_ms == pytest.approx(found.start_ms + latency)
+        latency = expected_latency(candidate.calls, found.histogram, found.costs)
+        assert candidate.expected_ms == pytest.approx(latency)
         assert candidate.samples_ms.shape == (module.FEWEST, module.ROUNDS)
         assert (candidate.samples_ms > 0).all()
     assert found.record.engine.replace(" ", "").lower().startswith(backend)
@@ -156,11 +160,12 @@ def test_a_schedule_is_measured_where_one_is_expected_to_win(
     calibrated: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     manifest, images = listed(calibrated, data)
-    monkeypatch.setattr(module, "costs_of_calls", lambda samples: (0.25, {1: 1.0, 2: 1.9, 4: 2.0}))
+    flat = {size: np.full(manifest.max_steps, ms) for size, ms in {1: 1.0, 2: 1.9, 4: 2.0}.items()}
+    monkeypatch.setattr(module, "costs_of_calls", lambda samples, steps: flat)
     found = tune(calibrated, manifest, images, np.array([4, 5, 5, 5] * 16), seconds=0.01)
     assert found.schedule is not None
     assert found.schedule.calls == (4, 1, 4)  # behind the last exit that was seen: the cheapest way to the end
-    assert found.schedule.expected_ms == 0.25 + 2.0 + 0.75 * 1.0
+    assert found.schedule.expected_ms == 2.0 + 0.75 * 1.0
 
 
 @pytest.mark.parametrize("field", ["label", "steps", "logits"])

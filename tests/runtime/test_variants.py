@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynamic_confidence.runtime import engine as engine_module
 from dynamic_confidence.runtime.engine import BACKENDS, PACKAGES, EngineOptions, onnx_backend, open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.exit_policy import policy_from_manifest
@@ -180,7 +183,7 @@ def test_which_calls_are_opened(exported: Exported, calls, asked, batch: int, he
     options = EngineOptions(batch=batch, call_sizes=asked)
     assert chosen_call_sizes(manifest, options, several=True) == held
     if alone is None:
-        message = r"calls of 4, 3 steps in one engine: only ONNX Runtime on a CPU holds several\. Ask for one"
+        message = r"calls of 4, 3 steps in one engine: only ONNX Runtime on a CPU and the event-driven engine hold"
         with pytest.raises(DynamicConfidenceError, match=message):
             chosen_call_sizes(manifest, options, several=False)
     else:
@@ -211,6 +214,31 @@ def test_auto_keeps_to_what_the_schedule_was_tuned_on(
     path.write_bytes(several(exported).read_bytes())
     write_schedule(path, msgspec.structs.replace(schedule_of((4,)), engine=tuned_on))
     assert onnx_backend(path, EngineOptions(batch=batch)) == chosen
+
+
+@pytest.mark.parametrize("tuned_on", ["events (numba 0.68.1), CPU", "OpenVINO 2026.4.1, CPU"])
+def test_a_schedule_of_what_is_not_installed_runs_on_what_is(
+    exported: Exported, tmp_path: Path, tuned_on: str, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(several(exported).read_bytes())
+    write_schedule(path, msgspec.structs.replace(schedule_of((4,)), engine=tuned_on))
+    missing = "numba" if tuned_on.startswith("events") else "openvino"
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: None if name == missing else True)
+    assert onnx_backend(path, EngineOptions()) == "onnxruntime"
+
+
+def test_auto_leaves_a_file_to_onnxruntime_that_its_choice_refuses(exported: Exported, monkeypatch: pytest.MonkeyPatch):
+    def refused(path: Path, options: EngineOptions) -> None:
+        raise DynamicConfidenceError("not a graph that this engine knows.")
+
+    monkeypatch.setattr(engine_module, "onnx_backend", lambda path, options: "events")
+    monkeypatch.setattr(engine_module, "BACKENDS", BACKENDS | {"events": "refusing:Engine"})
+    monkeypatch.setitem(sys.modules, "dynamic_confidence.runtime.engines.refusing", SimpleNamespace(Engine=refused))
+    with open_engine(exported()) as engine:
+        assert engine.backend.startswith("ONNX Runtime")
+    with pytest.raises(DynamicConfidenceError, match="not a graph that this engine knows"):
+        open_engine(exported(), backend="events")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -256,8 +256,3 @@ class MatmulForm:
             )
             for first in range(kernel)
         ]
-
-
-def _channels_last(shape: Shape) -> tuple[int, int, int]:
-    channels, height, width = shape
-    return height, width, channels

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.cli import command_errors, engine_options
+from .latency.throughput import continuously, in_batches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,12 +52,10 @@ def main(
     Example:
       python -m dynamic_confidence.benchmarks.continuous_batching net.onnx --data data/test --threads 1 -o record.json
     """
-    from dataclasses import replace
-
     import numpy as np
 
     from ..runtime.engine import open_engine
-    from ..runtime.exit_policy import policy_from_manifest
+    from ..runtime.exit_policy import policy_from_manifest, without_exit
     from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
     from .record import write_record
@@ -66,11 +65,11 @@ def main(
     pixels, label = pixels[:limit], label[:limit]
     with open_engine(network, batch=batch, **engine_kind) as engine:
         policy = policy_from_manifest(manifest, threshold=threshold)
-        fixed = replace(policy, threshold=1.0, metric="max-softmax", quiet_after=None)
+        fixed = without_exit(policy)
         ways: dict[str, Callable[[], list[Answer]]] = {
-            "fixed T": lambda: _static(engine, pixels, fixed),
-            "static batches": lambda: _static(engine, pixels, policy),
-            "continuous": lambda: _continuous(engine, pixels, policy),
+            "fixed T": lambda: in_batches(engine, pixels, fixed),
+            "static batches": lambda: in_batches(engine, pixels, policy),
+            "continuous": lambda: continuously(engine, pixels, policy),
         }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         answers, inside = {}, {}
@@ -127,23 +126,6 @@ def main(
     if not same:
         click.echo("Error: the ways do not give the same answers.", err=True)
         raise SystemExit(1)
-
-
-def _static(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> list[Answer]:
-    from ..runtime.stepping import infer
-
-    found = []
-    for start in range(0, len(pixels), engine.batch):
-        part = pixels[start : start + engine.batch]
-        answers = infer(engine, part, policy)
-        found += [answers.rows[row] for row in range(len(part))]
-    return found
-
-
-def _continuous(engine: Engine, pixels: np.ndarray, policy: ExitPolicy) -> list[Answer]:
-    from ..runtime.continuous_batching import answer_stream
-
-    return [answer for _, answer in sorted(answer_stream(engine, pixels, policy), key=lambda found: found[0])]
 
 
 def _same_answers(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, answers: dict[str, list[Answer]]) -> bool:

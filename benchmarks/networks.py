@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..models.checkpoint import Checkpoint
-from ..models.quantiser import initialise_scales
+from ..models.quantiser import initialise_scales, quantisers
 from ..models.registry import build
 from ..runtime.manifest import Preprocessing
 
@@ -18,11 +18,17 @@ PIXELS = 65536
 
 
 def random_checkpoint(
-    architecture: str = "resnet8", preprocessing: Preprocessing = CIFAR, *, classes: int = 10, **arguments: object
+    architecture: str = "resnet8",
+    preprocessing: Preprocessing = CIFAR,
+    *,
+    classes: int = 10,
+    thresholds: float = 1.0,
+    **arguments: object,
 ) -> Checkpoint:
     """Random weights, settled batch statistics and quantisers that see their range; the same ones on every call.
 
-    `arguments` are the architecture's own (`models.registry.build`).
+    `thresholds`: times what the range asks for, so that fewer neurons spike. `arguments` are the architecture's own
+    (`models.registry.build`).
     """
     torch.manual_seed(0)
     arguments = {"classes": classes, "in_channels": preprocessing.channels, **arguments}
@@ -34,6 +40,8 @@ def random_checkpoint(
     with torch.no_grad():
         network.train()(images)
         initialise_scales(network.eval(), images)
+        for _, quantiser in quantisers(network):
+            quantiser.learned.mul_(thresholds)
         readout = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
         readout.weight.mul_(16.0)  # answers that differ from image to image
     names = tuple(f"class {index}" for index in range(classes))

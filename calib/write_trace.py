@@ -147,12 +147,12 @@ def _make(
         stop = min(start + engine.batch, rows[shard].stop)
         runs.append(run_to_the_end(engine, images.pixels(slice(start, stop)), scale))
         if stop == rows[shard].stop:
-            write_shard(folder, header, shard, _shard(runs, images, rows[shard]))
+            write_shard(folder, header, shard, shard_from_runs(runs, images, rows[shard]))
             runs = []
 
 
-def _shard(runs: list[FullRun], images: LabelledImages, rows: slice) -> Shard:
-    """Put the batches of a shard together."""
+def shard_from_runs(runs: list[FullRun], images: LabelledImages, rows: slice) -> Shard:
+    """Put the batches of a shard together; `rows` are its samples."""
 
     def joined(counts: list[np.ndarray | None]) -> np.ndarray | None:
         parts = [part for part in counts if part is not None]

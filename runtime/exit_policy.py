@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -78,6 +78,11 @@ def policy_from_manifest(
         quiet_after=manifest.method.injection_steps if manifest.has_output("spikes") else None,
         deadline_ms=deadline_ms,
     )
+
+
+def without_exit(policy: ExitPolicy) -> ExitPolicy:
+    """The same for inputs that shall run all their steps; no score is computed for them."""
+    return replace(policy, threshold=1.0, metric="max-softmax", quiet_after=None, deadline_ms=None)
 
 
 def scores(policy: ExitPolicy, output: StepOutput, run: Run | None) -> tuple[list[list[float]], Run | None]:

@@ -102,6 +102,7 @@ def export(
     *,
     name: str = "network",
     calibration_set: tuple[np.ndarray, np.ndarray] | None = None,
+    settled: int | None = None,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Exported:
     """Convert, snap, write and check a network. The same input always gives the same bytes.
@@ -109,6 +110,7 @@ def export(
     `calibration_set` (pixels `[image, channel, y, x]`, labels `[image]`) gives the temperature of the quantised
     network, the measured head-room and the images of the self-check; without it the temperature is 1 and noise is
     checked with.
+    `settled`: what a check of this network's conversion said before; it is then not made again.
     `track` wraps the self-check's calls, for a progress bar.
     Raises: DynamicConfidenceError for a network that cannot be converted, CheckFailed when the conversion is not the
     network or the graph is not exact.
@@ -124,7 +126,8 @@ def export(
     sizes = options.call_sizes
     count = int(np.clip(CHECK_BUDGET / (macs_per_step(converted) * steps * len(sizes)), 1, CHECK_IMAGES))
     images = synthetic_pixels(converted.input_shape, count) if pixels is None else pixels[:count]
-    settled = check_conversion(network, checkpoint.preprocessing, images[:2])
+    if settled is None:
+        settled = check_conversion(network, checkpoint.preprocessing, images[:2])
     # Not for the steps a last call does beyond T: nobody reads them, and the network must not depend on K.
     snn, grids = snap(converted, steps, pixels, options.precision)
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ...runtime.errors import DynamicConfidenceError
-from ..record import machine
+from ..processor import flags, governor
+from ..record import machine, versions
 
 LIBRARIES = ("openvino", "numba", "spikingjelly")
 """Beside those of every record."""
-TELLING = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "sve",
-)
-"""Processor flags that decide which kernels run."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BUSY = 0.5
 """Load average beside our own from which on the timings are not to be trusted."""
@@ -53,15 +39,14 @@ def pin(threads: int) -> list[int]:
 
 def described(cores: list[int]) -> dict[str, Any]:
     """What two records must have in common to be compared: processor, its flags, versions, cores."""
-    from importlib import metadata
-
     found = {key: value for key, value in machine().items() if key != "commit"}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "not installed"
-    return {**found, "flags": _flags(), "pinned_to": len(cores), "governor": _governor(cores)}
+    return {
+        **found,
+        **versions(LIBRARIES),
+        "flags": flags(),
+        "pinned_to": len(cores),
+        "governor": governor(cores),
+    }
 
 
 def load() -> float | None:
@@ -79,21 +64,3 @@ def warn_if_busy() -> None:
             fg="yellow",
             err=True,
         )
-
-
-def _flags() -> list[str]:
-    lines = _read(Path("/proc/cpuinfo")).splitlines()
-    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return [flag for flag in TELLING if flag in line.split()]
-
-
-def _governor(cores: list[int]) -> str:
-    core = cores[0] if cores else 0
-    return _read(Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")).strip() or "not readable"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
+from ..latency.statistics import spread
 
 WARM_UP_S = 0.2
 ROUNDS, QUICK_ROUNDS, MOST_ROUNDS = 7, 3, 200
@@ -31,12 +30,13 @@ def interleaved(
     seconds: float,
     *,
     quick: bool = False,
+    least: int = ROUNDS,
     told: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Samples]:
     """Warm each call up, then time all of them round by round, the order reversed in every second round.
 
     It ends when the spread of every median is small, or when the next round would probably end after `seconds`, but
-    never before `ROUNDS` rounds (`QUICK_ROUNDS` and no more when quick). `told` hears how long a round takes.
+    never before `least` rounds (`QUICK_ROUNDS` and no more when quick). `told` hears how long a round takes.
     """
     started = time.perf_counter()
     for call in calls.values():
@@ -50,20 +50,9 @@ def interleaved(
         if round_ == 0:
             told(f"timing; a round takes {now - first:.1f} s")
         late = now + (now - first) / (round_ + 1) > started + seconds
-        if round_ + 1 >= ROUNDS and (late or all(spread(s.wall_ms) < SPREAD for s in samples.values())):
+        if round_ + 1 >= least and (late or all(spread(s.wall_ms) < SPREAD for s in samples.values())):
             break
     return samples
-
-
-def spread(values: Sequence[float]) -> float:
-    """Half the 95 % interval of the median, as a fraction of it: the values of ranks n/2 -+ 0.98 sqrt(n).
-
-    It follows from the ranks alone, so it holds for the skewed and double-peaked times of a busy machine too.
-    """
-    ordered, reach = np.sort(values), 0.98 * math.sqrt(len(values))
-    low = max(math.floor(len(ordered) / 2 - reach), 0)
-    high = min(math.ceil(len(ordered) / 2 + reach), len(ordered)) - 1
-    return float(ordered[high] - ordered[low]) / 2 / float(np.median(ordered))
 
 
 def _warm_up(call: Call) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ...runtime.engine import Backend, Engine, open_engine
-from ...runtime.errors import BackendMissing
+from ...runtime.errors import BackendMissing, DynamicConfidenceError
 from ...runtime.exit_policy import ExitPolicy, policy_from_manifest
 from ...runtime.manifest import GraphForm
 from ...runtime.stepping import infer, run_to_the_end
@@ -51,18 +52,33 @@ PLAIN = VARIANTS[0]
 
 def ours(setting: Setting, folder: Path, stack: ExitStack) -> Iterator[Candidate | Missing]:
     """Export and open every variant; `stack` closes the engines."""
-    for variant in VARIANTS:
-        path = exported(setting, variant, folder)
+    for variant, found in opened(setting, VARIANTS, folder, stack):
+        yield found if isinstance(found, Missing) else _candidate(variant, found)
+
+
+def opened(
+    setting: Setting, variants: Iterable[Variant], folder: Path, stack: ExitStack, checked: int | None = None
+) -> Iterator[tuple[Variant, Engine | Missing]]:
+    """Export and open these variants, or say what is missing; `stack` closes the engines. `checked`: as `exported`."""
+    for variant in variants:
+        path = exported(setting, variant, folder, checked)
         try:
             engine = stack.enter_context(open_engine(path, threads=setting.threads, backend=variant.backend))
         except BackendMissing as error:
-            yield Missing(variant.name, "not installed", str(error))
+            yield variant, Missing(variant.name, "not installed", str(error))
             continue
-        yield _candidate(variant, engine)
+        except DynamicConfidenceError as error:
+            yield variant, Missing(variant.name, "not working here", str(error))
+            continue
+        yield variant, engine
 
 
-def exported(setting: Setting, variant: Variant, folder: Path) -> Path:
-    """The network's file of this variant in `folder`, made where it is not there yet."""
+def exported(setting: Setting, variant: Variant, folder: Path, checked: int | None = None) -> Path:
+    """The network's file of this variant in `folder`, made where it is not there yet.
+
+    `checked`: so many calls of the self-check and no check of the conversion, since for a large network they take
+    minutes; None: all.
+    """
     path = folder / f"{variant.precision}_{variant.form}_{variant.steps_per_call}.onnx"
     if not path.exists():
         options = ExportOptions(
@@ -72,7 +88,11 @@ def exported(setting: Setting, variant: Variant, folder: Path) -> Path:
             precision=variant.precision,
             form=variant.form,
         )
-        path.write_bytes(export(setting.checkpoint, "0" * 64, options).content)
+        settled = None if checked is None else 0  # any number: nobody asks for it here
+        made = export(
+            setting.checkpoint, "0" * 64, options, settled=settled, track=lambda calls: islice(calls, checked)
+        )
+        path.write_bytes(made.content)
     return path
 
 

@@ -11,6 +11,7 @@ import onnx
 
 from ...runtime.engine import EngineOptions
 from ...runtime.engines.onnxruntime_session import start_session
+from ...runtime.manifest import GraphForm
 from ...toolchain.onnx_conv_form import ConvForm
 from ...toolchain.onnx_graph import GraphBuilder
 from ...toolchain.onnx_matmul_form import MatmulForm
@@ -42,20 +43,23 @@ class _ByteLevels(MatmulForm):
         self.emit(layer.name, [number], [byte], [])
 
 
-FORMS: dict[Precision, Callable[[GraphBuilder, Snn], _Levels | _ByteLevels]] = {"fp32": _Levels, "int8": _ByteLevels}
+FORMS: dict[GraphForm, Callable[[GraphBuilder, Snn], _Levels | _ByteLevels]] = {"conv": _Levels, "matmul": _ByteLevels}
+FASTEST: dict[Precision, GraphForm] = {"fp32": "conv", "int8": "matmul"}
+"""In ONNX Runtime."""
 
 
-def quantised_graph(snn: Snn, precision: Precision) -> onnx.ModelProto:
+def quantised_graph(snn: Snn, precision: Precision, form_name: GraphForm | None = None) -> onnx.ModelProto:
     """Write what a spiking network was converted from: pixels `[N, channel, y, x]` -> logits `[N, class]`.
 
         n = floor(clip(levels (W x + b) + 1/2, 0, levels)), logits = (W n) / levels + b
 
     The units are those of the spiking network, in which an activation of n levels is n.
-    `snn` is of the method qcfs, whose sources are not negative, and snapped for `precision`.
+    `snn` is of the method qcfs, whose sources are not negative, and snapped for `precision`; `form_name`: of the
+    graph, None: the fastest in ONNX Runtime.
     """
     graph, levels = GraphBuilder(), snn.method.levels
     graph.input(INPUT, "uint8", ("N", *snn.input_shape))
-    form = FORMS[precision](graph, snn)
+    form = FORMS[form_name or FASTEST[precision]](graph, snn)
     form.trains[INPUT] = graph.add("Cast", "pixels", INPUT, to=onnx.TensorProto.FLOAT)
     for node in snn.nodes:
         if isinstance(node, Pool):
@@ -73,7 +77,7 @@ def quantised_graph(snn: Snn, precision: Precision) -> onnx.ModelProto:
 def quantised(setting: Setting) -> Iterator[Candidate]:
     """See the first line of this file: in float32, and with int8 weights."""
     converted = snn_from_ann(setting.network, setting.checkpoint.preprocessing, "qcfs")
-    for precision in FORMS:
+    for precision in FASTEST:
         snn, _ = snap(converted, setting.snn.method.levels, None, precision)
         content = quantised_graph(snn, precision).SerializeToString()
         options = EngineOptions(threads=setting.threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,21 +75,23 @@ def setting(name: str, checkpoint: Checkpoint, method: str, *, steps: int | None
     return Setting(name, checkpoint, network, method, steps, snn, pixels, threads)
 
 
-def chosen(only: Iterable[str]) -> tuple[str, ...]:
+def chosen(only: Iterable[str], choices: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the `network/method` that are asked for, `network` alone being both; nothing asked for: all.
 
+    `choices`: what there is; None: `CHOICES`.
     Raises: DynamicConfidenceError for one that there is not, with those that there are.
     """
-    wanted = set()
+    choices = CHOICES if choices is None else choices
+    networks, wanted = dict.fromkeys(choice.split("/")[0] for choice in choices), set()
     for text in only:
-        found = {choice for choice in CHOICES if text in (choice, choice.split("/")[0])}
+        found = {choice for choice in choices if text in (choice, choice.split("/")[0])}
         if not found:
             raise DynamicConfidenceError(
-                f"--only {text}: expected a network ({', '.join(NETWORKS)}), or one with a method, as "
-                f"{CHOICES[0]} ({', '.join(METHODS)})."
+                f"--only {text}: expected a network ({', '.join(networks)}), or one with a method, as "
+                f"{choices[0]} ({', '.join(METHODS)})."
             )
         wanted |= found
-    return tuple(choice for choice in CHOICES if choice in wanted or not wanted)
+    return tuple(choice for choice in choices if choice in wanted or not wanted)
 
 
 def size_of(snn: Snn) -> dict[str, int]:

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
-import openvino as ov
 from onnx.helper import get_attribute_value
-from openvino import opset13 as ops
 
 from ..onnx_file import OPSET
+from .openvino import load_openvino
+
+if TYPE_CHECKING:
+    import openvino as ov
+    from openvino import opset13 as ops
+else:
+    ov = load_openvino()
+    ops = ov.opset13
 
 Plane = tuple[int, int, int]
 """Channel, y, x."""

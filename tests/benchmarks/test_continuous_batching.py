@@ -44,13 +44,13 @@ def test_three_ways_the_same_answers(arguments: list[str], tmp_path: Path):
 @pytest.mark.parametrize("field", ["label", "steps", "logits"])
 def test_a_difference_is_an_error(arguments: list[str], monkeypatch: pytest.MonkeyPatch, field: str):
     """In one answer of one way."""
-    right = continuous_batching._continuous
+    right = continuous_batching.continuously
 
     def wrong(*given: object) -> list[stepping.Answer]:
         first, *rest = right(*given)  # type: ignore[arg-type]
         return [first._replace(**{field: getattr(first, field) + 1}), *rest]
 
-    monkeypatch.setattr(continuous_batching, "_continuous", wrong)
+    monkeypatch.setattr(continuous_batching, "continuously", wrong)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert "Error: the ways do not give the same answers." in result.output

@@ -35,6 +35,7 @@ sys.exit(code)
 
 def test_the_list_is_not_empty():
     assert {
+        "dc-bench",
         "dc-build",
         "dc-calibrate",
         "dc-data",
@@ -43,6 +44,7 @@ def test_the_list_is_not_empty():
         "dc-export",
         "dc-import",
         "dc-inspect",
+        "dc-report",
         "dc-run",
         "dc-train",
         "dc-tune",

@@ -1,0 +1,49 @@
+"""dc-report: show latency records as one page, or as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ...runtime.cli import command_errors
+
+
+@click.command()
+@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. [Markdown: standard output]")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Write Markdown: all tables, no pictures.")
+@click.version_option(package_name="dynamic-confidence")
+@command_errors
+def main(records: tuple[Path, ...], output: Path | None, as_markdown: bool) -> None:
+    """Show RECORDS of dc-bench as one HTML page that needs nothing else: it can be mailed, printed, kept.
+
+    Everything in it is computed from the records. Several of them stand beside each other; the page warns where they
+    come from different machines, other software or other images. The page needs the packages of the extra `report`,
+    Markdown needs none of them.
+
+    \b
+    Examples:
+      dc-report record.json -o report.html
+      dc-report desktop.json jetson.json -o report.html
+      dc-report record.json --markdown
+    """
+    from ...runtime.errors import DynamicConfidenceError
+    from ...runtime.files import write_atomically
+    from .record import read_record
+    from .report import markdown, write_report
+
+    if output is None and not as_markdown:
+        raise DynamicConfidenceError("no -o: expected the page's file, as in -o report.html, or --markdown.")
+    if output is not None and output.resolve() in {path.resolve() for path in records}:
+        raise DynamicConfidenceError(f"-o {output}: is one of the records, expected another file: -o report.html.")
+    found = [read_record(path) for path in records]
+    if output is None:
+        click.echo(markdown(found), nl=False)
+        return
+    if as_markdown:
+        write_atomically(output, markdown(found).encode())
+    else:
+        write_report(found, output)
+    runs = sum(len(record.runs) for record in found)
+    click.echo(f"{output}: {runs} run{'s' * (runs > 1)} of {len(found)} record{'s' * (len(found) > 1)}")

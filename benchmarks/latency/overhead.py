@@ -1,0 +1,100 @@
+"""What the host adds to the engine's calls: the stepping loop beside a bare one, and the confidence alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+import numpy as np
+
+from ...runtime.confidence import max_softmax
+from ...runtime.engine import Engine, StepOutput
+from ...runtime.exit_policy import policy_from_manifest
+from ...runtime.manifest import Manifest
+from ...runtime.stepping import call_input, infer
+from .record import Overhead
+
+
+def overhead(engine: Engine, pixels: np.ndarray, inferences: int) -> Overhead:
+    """Measure it for one image after another, all their steps.
+
+    The loops take turns, and on a real engine: beside one that does nothing the code would be in the caches.
+    Shapes: pixels uint8 `[image, channel, y, x]`.
+    """
+    timed, manifest = _TimedEngine(engine), engine.manifest
+    policy = replace(policy_from_manifest(manifest, threshold=1.0), quiet_after=None)
+    sizes = _calls(manifest)
+    bare_us, loop_us, confidence_us = [], [], []
+    for index in range(inferences):
+        image = pixels[index % len(pixels)][None]
+        first = call_input(image, 0, engine)
+        bare_us.append(_outside_us(timed, lambda first=first: _bare(timed, first, policy.scale, sizes)))
+        loop_us.append(_outside_us(timed, lambda image=image: infer(timed, image, policy)))
+        logits = infer(engine, image, policy).logits
+        started = time.perf_counter_ns()
+        max_softmax(logits, policy.scale)
+        confidence_us.append((time.perf_counter_ns() - started) / 1e3)
+    steps = manifest.max_steps
+    return Overhead(
+        loop_us=[us / steps for us in loop_us], bare_us=[us / steps for us in bare_us], confidence_us=confidence_us
+    )
+
+
+def _calls(manifest: Manifest) -> list[int | None]:
+    """The steps of each call that `infer` makes for all of them; None: the usual number."""
+    sizes = (manifest.steps_per_call,) if manifest.schedule is None else manifest.schedule.calls
+    calls: list[int | None] = []
+    done = 0
+    while done < manifest.max_steps:
+        size = sizes[min(len(calls), len(sizes) - 1)]
+        calls.append(None if size == manifest.steps_per_call else size)
+        done += size
+    return calls
+
+
+def _outside_us(timed: _TimedEngine, run: Callable[[], object]) -> float:
+    """Microseconds of an inference that are not spent in the engine."""
+    timed.inside, started = 0, time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - started - timed.inside) / 1e3
+
+
+def _bare(engine: Engine, first: np.ndarray, scale: float, sizes: Sequence[int | None]) -> None:
+    """Call the engine and do nothing else."""
+    engine.reset(scale)
+    new = first
+    for size in sizes:
+        engine.step(new, size)
+        new = None
+
+
+class _TimedEngine:
+    """An engine that adds up how long its calls take, in nanoseconds."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.inside = engine, 0
+        self.manifest, self.batch, self.backend = engine.manifest, engine.batch, engine.backend
+
+    def __enter__(self) -> _TimedEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Whoever opened the engine closes it."""
+
+    def reset(self, scale: float) -> None:
+        started = time.perf_counter_ns()
+        self._engine.reset(scale)
+        self.inside += time.perf_counter_ns() - started
+
+    def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
+        started = time.perf_counter_ns()
+        output = self._engine.step(pixels, steps)
+        self.inside += time.perf_counter_ns() - started
+        return output
+
+    def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        self._engine.refill(rows, pixels)

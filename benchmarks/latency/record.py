@@ -1,0 +1,263 @@
+"""The record of a latency measurement: what ran where, and every sample. Tables and reports are computed from it alone.
+
+Its JSON schema is docs/latency_record.schema.json: `python -m dynamic_confidence.benchmarks.latency.record` prints it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ...calib.evaluation import Evaluation
+from ...runtime.errors import DynamicConfidenceError
+from ...runtime.files import write_atomically
+from ...runtime.manifest_json import decode_whole
+
+VERSION = 1
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every part: an unknown or a missing key is an error."""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+class Gpu(_Part, frozen=True):
+    name: str
+    driver: str
+    memory_mb: float
+    clock_mhz: float | None
+
+
+class Machine(_Part, frozen=True):
+    """What two records must have in common to be compared."""
+
+    processor: str
+    flags: list[str]
+    """Those that decide which kernels run."""
+    cores: int
+    pinned_to: list[int]
+    """Cores that the process was kept to; none: to no particular ones."""
+    governor: str
+    clock_mhz: float | None
+    """Of the first of them when the measurement began; null where the system does not say."""
+    load_per_core: float | None
+    """Of the minute before; null where the system does not say."""
+    system: str
+    power_mode: str | None
+    """Of a Jetson (nvpmodel)."""
+    gpu: Gpu | None
+    python: str
+    libraries: dict[str, str]
+    commit: str
+    date: str
+    """ISO 8601, with the zone."""
+
+
+class Data(_Part, frozen=True):
+    title: str
+    images: int
+    """How many there are in a whole round."""
+    samples_sha256: str
+    """Of their names and labels, in order."""
+
+
+class Network(_Part, frozen=True):
+    """What the file says about itself."""
+
+    architecture: str
+    method: Literal["qcfs", "qffs"]
+    steps: int
+    """T"""
+    precision: Literal["fp32", "fp16", "int8"]
+    form: str
+    calls: list[int]
+    """Steps of one call after another, the last repeated."""
+    graph_sha256: str
+    threshold: float
+    metric: str
+    alpha: float
+    temperature: float
+    calibrated_on: str | None
+    """null: not calibrated."""
+
+
+class Series(_Part, frozen=True):
+    """Milliseconds of an inference, from the reset to the answer, `[round][image]`; the last round may be cut short."""
+
+    ms: list[list[float]]
+
+    def __post_init__(self) -> None:
+        lengths = [len(round_) for round_ in self.ms]
+        whole = lengths[0] if lengths else 0
+        fits = all(length == whole for length in lengths[:-1]) and all(0 < length <= whole for length in lengths)
+        _require(fits, f"rounds of {lengths} samples: expected at least one, as many in each, the last cut short")
+        positive = all(0 < ms < math.inf for round_ in self.ms for ms in round_)
+        _require(positive, "milliseconds must be positive and finite")
+
+
+class Overhead(_Part, frozen=True):
+    """What the host adds to the engine's calls, in microseconds per time step, one value per inference."""
+
+    loop_us: list[float]
+    """Outside the calls, in the stepping loop."""
+    bare_us: list[float]
+    """The same of a loop that only calls the engine: what timing the calls costs. The loop adds the difference."""
+    confidence_us: list[float]
+    """The α-scaled softmax of a step on the host, alone: the paper's section 6.5. Graphs compute it inside."""
+
+
+class Throughput(_Part, frozen=True):
+    batch: int
+    early_exit: bool
+    """With continuous batching; else every input runs all T steps."""
+    images_per_second: float
+    """The median of …"""
+    passes: list[float]
+    """… every pass over the images."""
+
+
+class Memory(_Part, frozen=True):
+    """Megabytes (10^6 bytes)."""
+
+    rss_before: float
+    """Of the process, before the engine was opened, …"""
+    rss_open: float
+    """… after its first call, …"""
+    rss_peak: float
+    """… and at most, until its last timed inference. Other engines of the same process are in it."""
+    gpu: float | None
+    """In use on the GPU, more than before; null without one, or without NVIDIA's management library."""
+
+
+class Energy(_Part, frozen=True, tag_field="kind", tag="measured"):
+    """Measured in a pass of its own, never during latency."""
+
+    source: str
+    """`NVML`, `RAPL`, the rail of a Jetson."""
+    idle_watts: float
+    joules_with_exit: float
+    """Per inference, idle power included."""
+    joules_without_exit: float
+
+
+class NotMeasured(_Part, frozen=True, tag_field="kind", tag="not measured"):
+    reason: str
+
+
+class Run(_Part, frozen=True):
+    """One engine file on one backend, batch 1."""
+
+    file: str
+    network: Network
+    backend: str
+    threads: int | None
+    """null: the backend's own choice."""
+    complete: bool
+    failure: str | None
+    """What ended it before its end."""
+    open_ms: float
+    first_call_ms: float
+    with_exit: Series
+    without_exit: Series
+    exit_steps: list[int]
+    """`[image]`: with early exit."""
+    right: list[bool]
+    """`[image]`: with early exit; …"""
+    right_without_exit: list[bool]
+    """… and at T."""
+    step_ms: list[float]
+    """`[step]`: median time, without early exit, at which the answer of step t was there."""
+    overhead: Overhead | None
+    throughput: list[Throughput]
+    memory: Memory | None
+    energy: Energy | NotMeasured
+    evaluation: Evaluation | None
+    """Accuracy at every step, exits, upper bound and spikes, on the same images; null: it was not got to."""
+
+    def __post_init__(self) -> None:
+        ways = [list(map(len, series.ms)) for series in (self.with_exit, self.without_exit)]
+        _require(ways[0] == ways[1], f"rounds of {ways[0]} samples with early exit, {ways[1]} without: expected equal")
+        images = ways[0][0] if ways[0] else 0
+        found = {"exit_steps": len(self.exit_steps), "right": len(self.right)}
+        found["right_without_exit"] = len(self.right_without_exit)
+        _require(set(found.values()) == {images}, f"{found} entries, expected {images}, one for each image")
+        steps = self.network.steps
+        _require(len(self.step_ms) == steps, f"step_ms has {len(self.step_ms)} entries, expected {steps}")
+        fits = all(1 <= step <= steps for step in self.exit_steps)
+        _require(fits, f"exit_steps: expected 1 to {steps}")
+
+
+class Pair(_Part, frozen=True):
+    """Two runs whose inferences took turns: the time of the second over that of the first, per round."""
+
+    first: int
+    """Numbers of runs, from 0."""
+    second: int
+    with_exit: list[float]
+    without_exit: list[float]
+
+
+class LatencyRecord(_Part, frozen=True, tag_field="study", tag="latency"):
+    version: Literal[1]
+    complete: bool
+    stopped: str | None
+    """Why it is not complete: `Ctrl-C`, or what failed."""
+    command: str
+    machine: Machine
+    data: Data
+    rounds: int
+    """How many were asked for, …"""
+    seconds: float
+    """… unless they take longer; one round is always whole."""
+    warm_up_ms: float
+    runs: list[Run]
+    pairs: list[Pair]
+
+    def __post_init__(self) -> None:
+        numbers = [number for pair in self.pairs for number in (pair.first, pair.second)]
+        fits = all(0 <= number < len(self.runs) for number in numbers)
+        _require(fits, f"pairs of the runs {numbers}: there are {len(self.runs)}, from 0")
+
+
+def read_record(path: Path) -> LatencyRecord:
+    """Read and check a record.
+
+    Raises: DynamicConfidenceError for what is no such record, with the key at fault, or one without a sample.
+    """
+    try:
+        record = decode_whole(path.read_bytes(), LatencyRecord)
+    except OSError as error:
+        raise DynamicConfidenceError(
+            f"{path}: cannot be read ({error}). Measure a record with `dc-bench -o`."
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DynamicConfidenceError(
+            f"{path}: not a latency record of version {VERSION} ({error}). Measure one with `dc-bench net.onnx --data "
+            f"DIR -o {path}`."
+        ) from error
+    if not record.runs or not all(run.with_exit.ms for run in record.runs):
+        why = record.stopped or "nothing was measured"
+        raise DynamicConfidenceError(f"{path}: holds no sample ({why}). Measure again.")
+    return record
+
+
+def write_record(path: Path, record: LatencyRecord) -> None:
+    """Write a record whole, or leave what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def schema() -> str:
+    """The JSON schema of a record."""
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(LatencyRecord)), indent=1).decode() + "\n"
+
+
+if __name__ == "__main__":
+    print(schema(), end="")

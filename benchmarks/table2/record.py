@@ -1,0 +1,162 @@
+"""The record of Table 2 on a machine: every sample. The page is computed from it and the paper's numbers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ...runtime.errors import DynamicConfidenceError
+from ...runtime.files import write_atomically
+
+VERSION = 1
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every part: an unknown or a missing key is an error."""
+
+
+class Computer(_Part, frozen=True):
+    """What the cells of one record have in common."""
+
+    processor: str
+    flags: list[str]
+    """Those that decide which kernels run."""
+    cores: int
+    pinned_to: int
+    """How many cores the process was kept to; 0: to no particular ones."""
+    governor: str
+    system: str
+    gpu: str | None
+    """Compute capability, as `sm89`; null: none."""
+    python: str
+    libraries: dict[str, str]
+
+
+class Series(_Part, frozen=True):
+    """Milliseconds of an image, one entry per round."""
+
+    wall_ms: list[float]
+    cpu_ms: list[float]
+
+
+class WithExit(_Part, frozen=True):
+    """Dynamic Confidence on a trained network: in every round all images, the time divided by their number."""
+
+    series: Series
+    exit_steps: list[int]
+    """`[image]`"""
+    threshold: float
+
+
+class Row(_Part, frozen=True):
+    """One engine; its calls took turns with those of all others of the cell."""
+
+    name: str
+    """`OpenVINO int8`"""
+    backend: str
+    """With its version."""
+    precision: Literal["fp32", "int8"]
+    fixed: Series
+    """All T steps, one step per call, batch 1."""
+    one_pass: Series | None
+    """The quantised network before conversion on the same backend; null: it has none."""
+    with_exit: WithExit | None
+    """null: not measured, the weights are random."""
+
+
+class Absent(_Part, frozen=True):
+    """An engine that was not measured."""
+
+    name: str
+    status: str
+    reason: str
+
+
+class Model(_Part, frozen=True):
+    """A trained network, and the data that its exits come from."""
+
+    title: str
+    sha256: str
+    data: str
+    calibration_images: int
+    test_images: int
+
+
+class Cell(_Part, frozen=True):
+    """One setting of the table."""
+
+    steps: int
+    """T"""
+    width: int | None
+    """Channels of the first stage of a random network; null: a trained one."""
+    input: list[int]
+    """`[channel, y, x]`"""
+    macs_per_step: int
+    weights: int
+    neurons: int
+    spike_rate: float
+    """Share of the neurons that spike in a mean step, of the first ones."""
+    model: Model | None
+    """null: random weights."""
+    commit: str
+    finished: str
+    load_average: list[float | None]
+    """Before and after."""
+    rows: list[Row]
+    absent: list[Absent]
+
+
+class Table2Record(_Part, frozen=True, tag_field="study", tag="table2"):
+    version: Literal[1]
+    quick: bool
+    """Narrower networks and few rounds: to see that all works."""
+    threads: int
+    machine: Computer
+    cells: dict[str, Cell]
+    """By setting, `network/method`."""
+
+
+def read_record(path: Path) -> Table2Record:
+    """Read and check a record. Raises: DynamicConfidenceError for what is none, with the key at fault."""
+    command = f"python -m dynamic_confidence.benchmarks.table2 -o {path.stem}_2.json"
+    again = f"Name another file with -o, or measure one: {command}"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Table2Record)
+    except OSError as error:
+        raise DynamicConfidenceError(f"{path}: cannot be read ({error}). {again}") from error
+    except msgspec.DecodeError as error:
+        raise DynamicConfidenceError(
+            f"{path}: not a record of Table 2 of version {VERSION} ({error}). {again}"
+        ) from error
+
+
+def write_record(path: Path, record: Table2Record) -> None:
+    """Write a record whole, or leave what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def continued(path: Path, fresh: Table2Record) -> Table2Record:
+    """What an earlier run measured, if this one may go on with it; `fresh`, without cells, where there is none.
+
+    Raises: DynamicConfidenceError for one of other options, another machine or other versions, saying what differs.
+    """
+    if not path.exists():
+        return fresh
+    before = read_record(path)
+    old, new = _common(before), _common(fresh)
+    odd = next((key for key in old | new if old.get(key) != new.get(key)), None)
+    if odd is not None:
+        raise DynamicConfidenceError(
+            f"{path}: was measured with {odd} {old.get(odd)}, now it is {new.get(odd)}: the two do not belong into one "
+            "table. Name another file with -o, or remove this one."
+        )
+    return before
+
+
+def _common(record: Table2Record) -> dict[str, Any]:
+    """What all cells of a record must have in common."""
+    machine = msgspec.to_builtins(record.machine)
+    return {"quick": record.quick, "threads": record.threads, **machine.pop("libraries"), **machine}

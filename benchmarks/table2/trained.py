@@ -1,0 +1,82 @@
+"""A trained network in the place of a random one: its exits are then measured, not projected."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ...calib.calibrate import trace_from_file
+from ...calib.policy import Goal, calibrate
+from ...models.checkpoint import Checkpoint, load_checkpoint, sha256_of
+from ...runtime.errors import DynamicConfidenceError
+from ...runtime.exit_policy import ExitPolicy, policy_from_manifest
+from ...runtime.images import labelled_arrays
+from ...runtime.network_file import read_manifest
+from ..model_and_data import Images, model_and_parts, spread
+from .record import Model
+from .settings import network_of
+
+CALIBRATION_IMAGES = 1000
+TEST_IMAGES = 20
+"""Timed one after another in every round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    network: str
+    """Which one of `settings.NETWORKS` it is."""
+    checkpoint: Checkpoint
+    calibration: Images
+    test: Images
+    about: Model
+
+
+def by_network(texts: Iterable[str], wanted: Collection[str]) -> dict[str, Trained]:
+    """Read every `MODEL=DATA`; the answer is by network.
+
+    Raises: DynamicConfidenceError as `trained_from_text`, for two of one network, or one that is not `wanted`.
+    """
+    found: dict[str, Trained] = {}
+    for text in texts:
+        one = trained_from_text(text)
+        if one.network in found:
+            raise DynamicConfidenceError(
+                f"--model {text}: a second {one.network}, expected one. Leave one of them out."
+            )
+        if one.network not in wanted:
+            raise DynamicConfidenceError(
+                f"--model {text}: it is a {one.network}, which --only leaves out. Add --only {one.network}."
+            )
+        found[one.network] = one
+    return found
+
+
+def trained_from_text(text: str) -> Trained:
+    """Read `MODEL=DATA`: a model.pt, and a folder with the parts `validation` and `test`, of which some are taken.
+
+    Raises: DynamicConfidenceError for what cannot be read, or a network that is not in the table.
+    """
+    path, parts = model_and_parts(text)
+    checkpoint = load_checkpoint(path)
+    network = network_of(checkpoint, str(path))
+    images = [labelled_arrays(part, checkpoint.preprocessing, checkpoint.class_names) for part in parts]
+    calibration, test = map(spread, images, (CALIBRATION_IMAGES, TEST_IMAGES))
+    about = Model(
+        title=path.stem,
+        sha256=sha256_of(path),
+        data=parts[0].parent.name,
+        calibration_images=len(calibration[0]),
+        test_images=len(test[0]),
+    )
+    return Trained(network, checkpoint, calibration, test, about)
+
+
+def exit_policy(file: Path, trained: Trained, threads: int) -> ExitPolicy:
+    """Choose the threshold of an exported network on the calibration images, as `dc-calibrate` does, and its policy."""
+    trace = trace_from_file(file, *trained.calibration, trained.about.data, threads=threads)
+    manifest = read_manifest(file)
+    found = calibrate(trace, manifest.calibration, Goal()).calibration
+    return policy_from_manifest(msgspec.structs.replace(manifest, calibration=found))

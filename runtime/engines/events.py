@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -12,16 +12,19 @@ import numpy as np
 from ..engine import EngineOptions, StepOutput, check_refill, check_steps
 from ..errors import BackendMissing, DynamicConfidenceError
 from ..manifest import Manifest
-from ..onnx_file import read_onnx
+from ..onnx_file import check_signature, read_onnx
 from ..signature import shape_at
 from ..variants import chosen_call_sizes, manifest_at, variant
-from .events_network import network_from_onnx
+from .events_bounds import check_bounds
+from .events_neurons import INITIAL_MEMBRANE
 from .events_program import LAYER, program_from_network, scratch_of, state_of
+from .events_reader import network_from_onnx
 from .onnxruntime_session import check_options
 
 PACKAGE = "`pip install 'dynamic-confidence[events]'`"
-OTHER = "Leave out --backend events"
-INITIAL_MEMBRANE = 0.5
+OTHER = "Use --backend onnxruntime"
+OPEN = 2**62
+"""So many arrivals open every barrier."""
 
 
 def load_numba() -> Any:
@@ -44,7 +47,7 @@ def load_kernels() -> ModuleType:
     except RuntimeError as error:
         raise DynamicConfidenceError(
             f"numba cannot keep its compiled kernels ({error}). Set NUMBA_CACHE_DIR to a folder that can be written, "
-            "or leave out --backend events."
+            "or use --backend onnxruntime."
         ) from error
     return events_kernels
 
@@ -54,6 +57,7 @@ class EventsEngine:
 
     It reads one step out of the graph, and so makes calls of every size that the file has. Each input of the batch has
     its own states, numpy arrays that the kernels change in place; inputs go one by one, threads share the work on each.
+    One thread unless `options.threads` says otherwise: what more of them gain was not measured on idle cores.
     """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
@@ -64,19 +68,23 @@ class EventsEngine:
         numba = load_numba()
         self.manifest = manifest = manifest_at(whole, chosen_call_sizes(whole, options, several=True))
         self.batch, self.backend = options.batch, f"events (numba {numba.__version__}), CPU"
-        network = network_from_onnx(*variant(model, whole, whole.steps_per_call))
+        graph, described = variant(model, whole, whole.steps_per_call)
+        check_signature(path, graph, described)
+        network = network_from_onnx(graph, described)
         self._program, self._sizes = program_from_network(network)
+        check_bounds(self._program, self._sizes)
         self._layers = np.flatnonzero(self._program.nodes["kind"] == LAYER)
-        self._threads = options.threads or numba.config.NUMBA_NUM_THREADS
-        self._scratch = scratch_of(self._program, self._sizes, max(manifest.call_sizes), self._threads)
+        self.threads = options.threads or 1
+        self._scratch = scratch_of(self._program, self._sizes, max(manifest.call_sizes), self.threads)
         self._states = [state_of(self._sizes) for _ in range(self.batch)]
         self._steps_done, self._arrivals = np.zeros(self.batch, np.int64), np.zeros(1, np.int64)
         self._pixels = np.zeros(shape_at(manifest.input.shape, self.batch), np.uint8)
         self._results = {size: _result(manifest_at(manifest, (size,)), self.batch) for size in manifest.call_sizes}
         self._kernels = load_kernels()
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(max(self._threads - 1, 1))
-        self._advance(self._pool, 0, 0)  # compiles, or loads what was compiled before
+        # Compiles, or loads what was compiled before: alone, for an interrupted thread would keep the others waiting.
+        self._kernels.advance(self._program, self._states[0], self._scratch, np.ones(0, np.bool_), 0, 1, self._arrivals)
         self._kernels.inject(self._program, self._states[0], np.zeros(network.input_shape, np.uint8))
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(max(self.threads - 1, 1))
         self.reset(manifest.calibration.scale)
 
     def __enter__(self) -> EventsEngine:
@@ -91,9 +99,11 @@ class EventsEngine:
         self._states.clear()
 
     def reset(self, scale: float) -> None:
+        self._whole = False  # until every state has its initial value
         self._scale, self._has_image = np.float32(scale), False
         for row in range(len(self._states)):
             self._start(row)
+        self._whole = True
 
     def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
         pool = self._open_pool("step")
@@ -105,11 +115,13 @@ class EventsEngine:
                     f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
                     f"{list(self._pixels.shape)}."
                 )
+        else:
+            self._need_image()
+        self._whole = False  # until all of it has gone well
+        if pixels is not None:
             np.copyto(self._pixels, pixels)
             self._has_image = True
             self._inject(range(self.batch))
-        else:
-            self._need_image()
         for row in range(self.batch):
             if self.manifest.input.frames:
                 for step in range(len(result.label)):
@@ -124,16 +136,19 @@ class EventsEngine:
         scaled -= scaled.max(axis=2, keepdims=True)
         np.divide(1.0, np.exp(scaled).sum(axis=2), out=result.confidence)
         result.logits.argmax(axis=2, out=result.label)
+        self._whole = True
         return result
 
     def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
         self._open_pool("refill")
         check_refill(self, rows, pixels)
         self._need_image()
+        self._whole = False
         self._pixels[..., rows, :, :, :] = pixels  # for all K steps of a call, where there are such
         for row in rows.tolist():
             self._start(row)
         self._inject(rows.tolist())
+        self._whole = True
 
     def _start(self, row: int) -> None:
         """Put the states of one input to their initial values."""
@@ -155,9 +170,27 @@ class EventsEngine:
         gates = np.ones(steps, np.bool_) if open_until is None else t < open_until
         self._steps_done[row] += steps
         self._arrivals[0] = 0
-        call = self._kernels.advance, self._program, self._states[row], self._scratch, gates
-        others = [pool.submit(*call, part, self._threads, self._arrivals) for part in range(1, self._threads)]
-        call[0](*call[1:], 0, self._threads, self._arrivals)
+
+        def work(part: int) -> None:
+            try:
+                self._kernels.advance(
+                    self._program, self._states[row], self._scratch, gates, part, self.threads, self._arrivals
+                )
+            except BaseException:
+                self._arrivals[0] = OPEN  # the others wait for nobody
+                raise
+
+        others: list[Future[None]] = []
+        try:
+            for part in range(1, self.threads):
+                others.append(pool.submit(work, part))
+            work(0)
+        except BaseException:
+            self._arrivals[0] = OPEN  # interrupted between the two, or no thread to be had
+            raise
+        finally:
+            if others:
+                wait(others)
         for other in others:
             other.result()
 
@@ -174,6 +207,8 @@ class EventsEngine:
     def _open_pool(self, method: str) -> ThreadPoolExecutor:
         if self._pool is None:
             raise DynamicConfidenceError(f"this engine is closed: call {method}() inside its `with` block.")
+        if not self._whole:
+            raise DynamicConfidenceError(f"the last call failed or was interrupted: call reset() before {method}().")
         return self._pool
 
     def _need_image(self) -> None:

@@ -140,10 +140,12 @@ def _integrate(program, state, scratch, node, gates, signs, part, parts):
                             lanes, at, bias + per_pixel * x, n + lanes * x, program.levels, up + mask, down + mask
                         )
             else:
-                for i in range(lanes):
-                    if gates[step]:
-                        state.v[neuron + i] += program.floats[node.bias + block * lanes + i]
-                    scratch.logits[step, block * lanes + i] = state.v[neuron + i]
+                for i in range(item * lanes, (item + 1) * lanes):  # a read-out is one pixel, so an item is a block
+                    if gates[step] and node.bias_kind == IMAGE_BIAS:
+                        state.v[node.neurons + i] += state.current[node.sums + i]
+                    elif gates[step]:
+                        state.v[node.neurons + i] += program.floats[node.bias + i]
+                    scratch.logits[step, i] = state.v[node.neurons + i]
 
 
 @njit(**SETTINGS)

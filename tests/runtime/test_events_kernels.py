@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("numba", reason="numba is not installed")
 
 from dynamic_confidence.runtime.engines import events_kernels as kernels
+from dynamic_confidence.runtime.engines.events_bounds import check_bounds
 from dynamic_confidence.runtime.engines.events_network import Convolution, Gain, Layer, Network, Pool
 from dynamic_confidence.runtime.engines.events_program import (
     aligned,
@@ -85,6 +86,7 @@ def stepped(network: Network, pixels: np.ndarray, gates: list[bool]) -> tuple[np
 
 def run(network: Network, pixels: np.ndarray, gates: list[bool], threads: int) -> tuple[np.ndarray, np.ndarray]:
     program, sizes = program_from_network(network)
+    check_bounds(program, sizes)
     state, scratch = state_of(sizes), scratch_of(program, sizes, len(gates), threads)
     state.v[: sizes.neurons] = 0.5
     kernels.inject(program, state, pixels)
@@ -105,9 +107,12 @@ def run(network: Network, pixels: np.ndarray, gates: list[bool], threads: int) -
 
 @st.composite
 def networks(draw: st.DrawFn) -> Network:
-    """Image -> a -> b -> c, and perhaps a pool, d and e -> read-out, of any sizes, strides and paddings."""
+    """Image -> a -> b -> c, and perhaps pools, d and e -> read-out, of any sizes, strides and paddings.
+
+    The image may enter a second layer and the read-out too.
+    """
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    levels = draw(st.sampled_from([0, 3]))
+    levels = draw(st.sampled_from([0, 1, 3, 255]))
 
     def weights(name: str, source: tuple[str, tuple[int, int, int]], out: int, *, int8: bool, whole: bool = False):
         channels, height, width = source[1]
@@ -134,7 +139,13 @@ def networks(draw: st.DrawFn) -> Network:
     image = (draw(st.integers(1, 3)), draw(st.integers(3, 6)), draw(st.integers(3, 6)))
     first, shape_a = weights("a", ("image", image), draw(st.sampled_from([3, 16, 40, 130])), int8=False)
     nodes: list[Layer | Pool] = [layer("a", [first], shape_a)]
-    synapse, shape_b = weights("b", ("a", shape_a), draw(st.sampled_from([4, 32, 72])), int8=draw(st.booleans()))
+    before = "a"
+    if draw(st.booleans()):
+        again = random.integers(-127, 128, first.weight.shape) * np.float32(UNIT)
+        image_again = Convolution("image", again.astype(np.float32), None, first.stride, first.padding, 1)
+        nodes.append(layer("late", [Gain("a", 0.25), image_again, Gain("a", -0.625)], shape_a))
+        before = "late"
+    synapse, shape_b = weights("b", (before, shape_a), draw(st.sampled_from([4, 32, 72])), int8=draw(st.booleans()))
     nodes.append(layer("b", [synapse], shape_b))
     channels = shape_b[0]
     integers = random.integers(-127, 128, (channels, channels, 1, 1)).astype(np.int8)
@@ -146,13 +157,18 @@ def networks(draw: st.DrawFn) -> Network:
         padding = (kernel[0] // 2, kernel[1] // 2)
         size = [(n + 2 * p - k) // 2 + 1 for n, p, k in zip(shape[1:], padding, kernel, strict=True)]
         nodes.append(Pool("pool", (shape[0], size[0], size[1]), last, kernel, (2, 2), padding))
-        pooled_shape = (shape[0], size[0], size[1])
-        synapse, shape_d = weights("d", ("pool", pooled_shape), 20, int8=draw(st.booleans()))
+        pooled_shape, pool = (shape[0], size[0], size[1]), "pool"
+        if draw(st.booleans()):
+            kernel = (draw(st.integers(1, min(2, size[0]))), draw(st.integers(1, min(2, size[1]))))
+            pooled_shape, pool = (shape[0], size[0] - kernel[0] + 1, size[1] - kernel[1] + 1), "second pool"
+            nodes.append(Pool(pool, pooled_shape, "pool", kernel, (1, 1), (0, 0)))
+        synapse, shape_d = weights("d", (pool, pooled_shape), 20, int8=draw(st.booleans()))
         nodes.append(layer("d", [synapse], shape_d))
-        nodes.append(layer("e", [Gain("pool", 0.25)], pooled_shape))
-        last, shape = draw(st.sampled_from([("d", shape_d), ("e", pooled_shape), ("pool", pooled_shape)]))
+        nodes.append(layer("e", [Gain(pool, 0.25)], pooled_shape))
+        last, shape = draw(st.sampled_from([("d", shape_d), ("e", pooled_shape), (pool, pooled_shape)]))
     synapse, out = weights("readout", (last, shape), 5, int8=False, whole=True)
-    readout = Layer("acc", out, (synapse,), random.integers(-9, 9, (5, 1, 1)).astype(np.float32))
+    seen = [weights("readout", ("image", image), 5, int8=False, whole=True)[0]] if draw(st.booleans()) else []
+    readout = Layer("acc", out, (synapse, *seen), random.integers(-9, 9, (5, 1, 1)).astype(np.float32))
     return Network("image", image, tuple(nodes), readout, levels)
 
 

@@ -202,6 +202,7 @@ def _call_samples(
     track: Track,
 ) -> dict[int, np.ndarray]:
     """Milliseconds of the calls of each K, with all that the loop does around them, in runs without an exit."""
+    # Not `without_exit`: what a metric's score costs is a part of the call.
     endless = replace(policy, threshold=1.0, quiet_after=None)
 
     def ends_ms(size: int, pixels: np.ndarray) -> list[float]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ BACKENDS = {"onnxruntime": ENGINES[".onnx"], "openvino": "openvino:OpenVinoEngin
 Backend = Literal["auto", "onnxruntime", "openvino", "events"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 CudaBinding = Literal["auto", "bindings", "pycuda"]
+T = TypeVar("T")
 X86 = ("x86_64", "AMD64")
 OPENVINO_NEURONS = {"fp32": 2**16, "int8": 2**15}
 """In all steps of a call; below that ONNX Runtime, which does less beside computing, is as fast or faster."""
@@ -70,7 +71,7 @@ class StepOutput(NamedTuple):
     """float32 `[K, N]`"""
     label: np.ndarray
     """int64 `[K, N]`, argmax of the logits."""
-    spikes: np.ndarray | None
+    spikes: np.ndarray | None = None
     """float32 `[K, N, layer]`, spikes of either sign; None when the network was exported without them."""
     net_spikes: np.ndarray | None = None
     """float32 `[K, N, layer]`, positive spikes less negative ones; None when the network does not count them."""
@@ -114,6 +115,13 @@ class Engine(Protocol):
         ...
 
 
+def check_open(runs: T | None, method: str) -> T:
+    """Return what runs the network, or raise a DynamicConfidenceError where a closed engine has let it go."""
+    if runs is None:
+        raise DynamicConfidenceError(f"this engine is closed: call {method}() inside its `with` block.")
+    return runs
+
+
 def check_steps(engine: Engine, steps: int | None) -> None:
     """Raise a DynamicConfidenceError unless the engine has a call of so many steps."""
     if steps is None:
@@ -124,6 +132,13 @@ def check_steps(engine: Engine, steps: int | None) -> None:
             f"a call of {steps} steps: this engine ({engine.backend}) was opened for {', '.join(map(str, sizes))}. "
             "Name the calls that it shall have: open_engine(..., call_sizes=(1, 4))."
         )
+
+
+def check_input(pixels: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise a DynamicConfidenceError unless the pixels of a step are of the engine's shape and type."""
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        opened = f"this engine was opened for uint8 pixels {list(shape)}"
+        raise DynamicConfidenceError(f"input {pixels.dtype} of shape {list(pixels.shape)}: {opened}.")
 
 
 def check_refill(engine: Engine, rows: np.ndarray, pixels: np.ndarray) -> None:
@@ -141,6 +156,14 @@ def check_refill(engine: Engine, rows: np.ndarray, pixels: np.ndarray) -> None:
             f"input {pixels.dtype} of shape {list(pixels.shape)} for {len(places)} rows: expected uint8 pixels "
             f"{list(wanted)}."
         )
+
+
+def no_image() -> DynamicConfidenceError:
+    return DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
+
+
+def interrupted(method: str) -> DynamicConfidenceError:
+    return DynamicConfidenceError(f"the last call failed or was interrupted: call reset() before {method}().")
 
 
 def open_engine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import DynamicConfidenceError
 from .files import write_atomically
@@ -117,6 +117,22 @@ def check_signature(path: Path, model: onnx.ModelProto, manifest: Manifest) -> N
                 f"{path}: the graph's {what} are not those of its manifest: '{name}' {list(shape)} is on one side "
                 "only. Export the network again with `dc-export model.pt`."
             )
+
+
+def check_form(path: Path, manifest: Manifest, whose: str, remedy: str) -> None:
+    """Raise a DynamicConfidenceError for another form than conv, which is only for `whose` engine."""
+    numerics = manifest.numerics
+    if numerics.form != "conv":
+        raise DynamicConfidenceError(
+            f"{path}: its form is {numerics.form}, for {whose}. {remedy}, or export it again: "
+            f"`dc-export model.pt --precision {numerics.precision}`."
+        )
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    from onnx import helper
+
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def read_manifest(path: Path) -> Manifest:

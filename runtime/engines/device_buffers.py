@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import DynamicConfidenceError
+from ..engine import no_image
 from ..manifest import Manifest
 from ..signature import shape_at
 
@@ -170,7 +170,8 @@ def next_call(turn: Turn, new_image: bool, ahead_until: int) -> tuple[tuple[int,
     Raises: DynamicConfidenceError when there is no image since the reset.
     """
     images = turn.images + new_image
-    _need_image(images)
+    if images == 0:
+        raise no_image()
     ahead = images == 1 and turn.calls + 1 < ahead_until
     launched = turn.ahead and not new_image
     numbers = range(turn.calls + launched, turn.calls + 1 + ahead)
@@ -184,10 +185,6 @@ def refilled(turn: Turn) -> Turn:
     another image, so an engine whose batch is refilled guesses no more until the next reset.
     Raises: DynamicConfidenceError when there is no image since the reset, which the other rows would need.
     """
-    _need_image(turn.images)
+    if turn.images == 0:
+        raise no_image()
     return turn._replace(ahead=False, images=turn.images + 1)
-
-
-def _need_image(images: int) -> None:
-    if images == 0:
-        raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from ..cuda import Cuda
 from ..cuda.errors import CudaError
-from ..engine import StepOutput
-from ..errors import DynamicConfidenceError
+from ..engine import StepOutput, check_input, interrupted
 from .device_buffers import Layout, Turn, initial_states, next_call, refill_copies, refilled
 
 Enqueue = Callable[[int], None]
@@ -37,7 +35,10 @@ class DeviceLoop:
         self._pixels = cuda.pinned_memory(layout.pixels.nbytes).reshape(layout.pixels.shape)
         self._scale = cuda.pinned_memory(layout.scale.nbytes)
         self._answers = [cuda.pinned_memory(layout.answer_bytes) for _ in range(2)]
-        self._outputs = [_output(layout, memory) for memory in self._answers]
+        self._outputs = [
+            StepOutput(**{name: place.view(memory) for name, place in layout.answers.items()})
+            for memory in self._answers
+        ]
         self._launch: list[Callable[[], None]] = []
         self._turn: Turn | None = None
         initial = initial_states(layout)
@@ -83,11 +84,8 @@ class DeviceLoop:
 
     def step(self, pixels: np.ndarray | None) -> StepOutput:
         last = self._last_turn("step")
-        if pixels is not None and (pixels.shape != self._pixels.shape or pixels.dtype != np.uint8):
-            raise DynamicConfidenceError(
-                f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
-                f"{list(self._pixels.shape)}."
-            )
+        if pixels is not None:
+            check_input(pixels, self._pixels.shape)
         current = last.direction
         launches, turn = next_call(last, pixels is not None, self._ahead_until)
         self._turn = None  # until all of it has gone well
@@ -116,7 +114,7 @@ class DeviceLoop:
 
     def _last_turn(self, method: str) -> Turn:
         if self._turn is None:
-            raise DynamicConfidenceError(f"the last call failed or was interrupted: call reset() before {method}().")
+            raise interrupted(method)
         return self._turn
 
     def _finish(
@@ -136,8 +134,3 @@ class DeviceLoop:
         enqueue(direction)
         source = self.address + self._layout.answer_sets[direction]
         self._cuda.copy_to_host(self._answers[direction], source, self.stream)
-
-
-def _output(layout: Layout, memory: np.ndarray) -> StepOutput:
-    views: dict[str, Any] = dict.fromkeys(StepOutput._fields)
-    return StepOutput(**views | {name: place.view(memory) for name, place in layout.answers.items()})

@@ -9,10 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import EngineOptions, StepOutput, check_refill, check_steps
-from ..errors import BackendMissing, DynamicConfidenceError
+from ..engine import (
+    EngineOptions,
+    StepOutput,
+    check_input,
+    check_open,
+    check_refill,
+    check_steps,
+    interrupted,
+    no_image,
+)
+from ..errors import DynamicConfidenceError
 from ..manifest import Manifest
-from ..onnx_file import check_signature, read_onnx
+from ..onnx_file import check_form, check_signature, read_onnx
 from ..signature import shape_at
 from ..variants import chosen_call_sizes, manifest_at, variant
 from .events_bounds import check_bounds
@@ -20,8 +29,8 @@ from .events_neurons import INITIAL_MEMBRANE
 from .events_program import LAYER, program_from_network, scratch_of, state_of
 from .events_reader import network_from_onnx
 from .onnxruntime_session import check_options
+from .packages import load_package
 
-PACKAGE = "`pip install 'dynamic-confidence[events]'`"
 OTHER = "Use --backend onnxruntime"
 OPEN = 2**62
 """So many arrivals open every barrier."""
@@ -29,15 +38,7 @@ OPEN = 2**62
 
 def load_numba() -> Any:
     """Import numba. Raises: BackendMissing when it is not there, or not whole."""
-    try:
-        import numba
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise BackendMissing(f"numba is installed without '{error.name}': {PACKAGE}.") from error
-        raise BackendMissing(f"numba is not installed. Install it with {PACKAGE}.") from error
-    except ImportError as error:
-        raise BackendMissing(f"numba is installed but does not load ({error}): {PACKAGE}.") from error
-    return numba
+    return load_package("numba", "numba", "events")
 
 
 def load_kernels() -> ModuleType:
@@ -106,17 +107,13 @@ class EventsEngine:
         self._whole = True
 
     def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
-        pool = self._open_pool("step")
+        pool = self._ready_pool("step")
         check_steps(self, steps)
         result = self._results[steps or self.manifest.steps_per_call]
         if pixels is not None:
-            if pixels.shape != self._pixels.shape or pixels.dtype != np.uint8:
-                raise DynamicConfidenceError(
-                    f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
-                    f"{list(self._pixels.shape)}."
-                )
-        else:
-            self._need_image()
+            check_input(pixels, self._pixels.shape)
+        elif not self._has_image:
+            raise no_image()
         self._whole = False  # until all of it has gone well
         if pixels is not None:
             np.copyto(self._pixels, pixels)
@@ -140,9 +137,10 @@ class EventsEngine:
         return result
 
     def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        self._open_pool("refill")
+        self._ready_pool("refill")
         check_refill(self, rows, pixels)
-        self._need_image()
+        if not self._has_image:
+            raise no_image()
         self._whole = False
         self._pixels[..., rows, :, :, :] = pixels  # for all K steps of a call, where there are such
         for row in rows.tolist():
@@ -204,21 +202,15 @@ class EventsEngine:
             if result.net_spikes is not None:
                 result.net_spikes[steps, row] = totals[0::2] - totals[1::2]
 
-    def _open_pool(self, method: str) -> ThreadPoolExecutor:
-        if self._pool is None:
-            raise DynamicConfidenceError(f"this engine is closed: call {method}() inside its `with` block.")
+    def _ready_pool(self, method: str) -> ThreadPoolExecutor:
+        pool = check_open(self._pool, method)
         if not self._whole:
-            raise DynamicConfidenceError(f"the last call failed or was interrupted: call reset() before {method}().")
-        return self._pool
-
-    def _need_image(self) -> None:
-        if not self._has_image:
-            raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
+            raise interrupted(method)
+        return pool
 
 
 def _result(manifest: Manifest, batch: int) -> StepOutput:
-    outputs = {o.name: np.zeros(shape_at(o.shape, batch), o.dtype) for o in manifest.outputs}
-    return StepOutput(**{name: outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
+    return StepOutput(**{o.name: np.zeros(shape_at(o.shape, batch), o.dtype) for o in manifest.outputs})
 
 
 def _check_own_options(wanted: EngineOptions) -> None:
@@ -231,13 +223,8 @@ def _check_own_options(wanted: EngineOptions) -> None:
 
 
 def _check_numerics(path: Path, manifest: Manifest) -> None:
-    numerics = manifest.numerics
-    if numerics.precision == "fp16":
+    if manifest.numerics.precision == "fp16":
         raise DynamicConfidenceError(
             f"{path}: its precision is fp16, which the events engine would not round alike. {OTHER}."
         )
-    if numerics.form != "conv":
-        raise DynamicConfidenceError(
-            f"{path}: its form is {numerics.form}, for ONNX Runtime. {OTHER}, or export it again: "
-            f"`dc-export model.pt --precision {numerics.precision}`."
-        )
+    check_form(path, manifest, "ONNX Runtime", OTHER)

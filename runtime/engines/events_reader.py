@@ -8,9 +8,10 @@ import numpy as np
 
 from ..errors import DynamicConfidenceError
 from ..manifest import Manifest
+from ..onnx_file import attributes_of
 from .events_network import Convolution, Gain, Layer, Network, Pool, Shape
 from .events_neurons import check_states, injection_gates, spike_trains
-from .events_windows import attributes, made_size, pool_window, stride_and_padding
+from .events_windows import made_size, pool_window, stride_and_padding
 
 if TYPE_CHECKING:
     import onnx
@@ -144,7 +145,7 @@ class _Reader:
         if node.op_type == "Add":
             return [term for tensor in node.input for term in self._terms(tensor, gated)]
         if node.op_type == "Split":
-            settings = attributes(node)
+            settings = attributes_of(node)
             halves = current == node.output[0] and len(node.output) == self._manifest.steps_per_call
             if not halves or len(node.input) > 1 or settings.get("axis", 0) != 0:
                 raise LookupError(f"node '{node.name}', not the steps of a call")
@@ -159,14 +160,14 @@ class _Reader:
             made = self._made(node.input[1], "DequantizeLinear")
             weight, unit = (self._constants[name] for name in made.input[:2])
             zeros = [self._constants[name] for name in made.input[2:]]
-            if attributes(made).get("axis", 1) != 0 or np.any(zeros):
+            if attributes_of(made).get("axis", 1) != 0 or np.any(zeros):
                 raise LookupError(f"node '{made.name}', weights with another axis than 0, or a zero point")
         if weight.dtype != (np.float32 if unit is None else np.int8):
             raise LookupError(f"node '{node.name}', weights of {weight.dtype}")
         stride, padding = stride_and_padding(node, weight.shape[2:])
         bias = self._constants[node.input[2]] if len(node.input) > 2 else np.zeros(1, np.float32)
         source, gated = self._source(node.input[0])
-        groups = attributes(node).get("group", 1)
+        groups = attributes_of(node).get("group", 1)
         return Convolution(source, weight, unit, stride, padding, groups), bias.reshape(-1, 1, 1), gated
 
     def _source(self, tensor: str) -> tuple[str, bool]:
@@ -184,7 +185,7 @@ class _Reader:
         return self._sources[key]
 
     def _emitter(self, node: onnx.NodeProto) -> tuple[str, bool]:
-        if node.op_type == "Concat" and tuple(node.input) in self._sources and attributes(node)["axis"] == 0:
+        if node.op_type == "Concat" and tuple(node.input) in self._sources and attributes_of(node)["axis"] == 0:
             return self._sources[tuple(node.input)]
         if node.op_type in ("Cast", "Reshape"):  # frames
             source = self._source(node.input[0])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..onnx_file import attributes_of
 from .events_network import Pair, Shape
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def stride_and_padding(node: onnx.NodeProto, kernel: Sequence[int]) -> tuple[Pai
 
     Raises: LookupError for another kernel, or for settings that no exported graph has.
     """
-    settings = {"strides": [1, 1], "pads": [0, 0, 0, 0], "kernel_shape": list(kernel)} | attributes(node)
+    settings = {"strides": [1, 1], "pads": [0, 0, 0, 0], "kernel_shape": list(kernel)} | attributes_of(node)
     top, left, bottom, right = settings["pads"]
     plain = (
         settings["kernel_shape"] == list(kernel)
@@ -57,7 +58,7 @@ def pool_window(
     It is a sum over the plane, a mean (`read`) times its area, or a convolution with ones, one channel at a time.
     Raises: LookupError for another node.
     """
-    settings, operand = attributes(read), constants.get(node.input[1]) if len(node.input) == 2 else None
+    settings, operand = attributes_of(read), constants.get(node.input[1]) if len(node.input) == 2 else None
     if operand is not None and node.op_type == "ReduceSum" and operand.tolist() == [2, 3]:
         if settings.get("keepdims", 1) == 1:
             return source[1:], (1, 1), (0, 0)
@@ -72,9 +73,3 @@ def pool_window(
         if operand.shape == (source[0], 1, y, x) and bool((operand == 1.0).all()):
             return (y, x), *stride_and_padding(node, (y, x))
     raise LookupError(f"node '{node.name}' ({node.op_type})")
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

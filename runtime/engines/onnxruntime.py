@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..engine import EngineOptions, StepOutput, check_refill, check_steps
-from ..errors import DynamicConfidenceError
+from ..engine import EngineOptions, StepOutput, check_input, check_open, check_refill, check_steps, no_image
 from ..manifest import Manifest
-from ..onnx_file import check_signature, read_onnx
+from ..onnx_file import check_form, check_signature, read_onnx
 from ..signature import shape_at
 from ..variants import chosen_call_sizes, manifest_at, variant
 from .onnxruntime_blocks import block_size
 from .onnxruntime_nchwc import model_in_blocks
-from .onnxruntime_session import check_form, check_options, first_run, start_session
+from .onnxruntime_session import check_options, first_run, start_session
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +43,8 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, options: EngineOptions) -> None:
         check_options(path, options)
         model, whole = read_onnx(path)
-        check_form(path, whole, options)
+        if options.provider != "cpu":
+            check_form(path, whole, "the CPU", f"Leave out --provider {options.provider}")
         self.batch = batch = options.batch
         sizes = chosen_call_sizes(whole, options, several=options.provider == "cpu")
         self.manifest = manifest = manifest_at(whole, sizes)
@@ -91,19 +91,22 @@ class OnnxRuntimeEngine:
         self._next, self._has_image = FIRST, False
 
     def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
-        call = self._calls.get(steps) or self._refuse(steps)
+        call = self._calls.get(steps) or self._checked_call(steps)
         if pixels is not None:
-            self._show(pixels)
+            check_input(pixels, self._pixels.shape)
+            self._pixels.write(np.ascontiguousarray(pixels))
+            self._has_image = True
         elif not self._has_image:
-            self._need_image()
+            raise no_image()
         call.runs[self._next]()
         self._next = 1 if self._next == 0 else 0
         return call.result
 
     def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        self._check_open("refill")
+        check_open(self._session, "refill")
         check_refill(self, rows, pixels)
-        self._need_image()
+        if not self._has_image:
+            raise no_image()
         if not len(rows):
             return
         self._pixels.put((..., rows, *3 * [slice(None)]), pixels)  # for all K steps of a call, where there are such
@@ -112,28 +115,11 @@ class OnnxRuntimeEngine:
             for state, buffer in zip(self.manifest.states, self._states[self._next], strict=True):
                 buffer.put(rows, state.initial)
 
-    def _refuse(self, steps: int | None) -> NoReturn:
-        """Say why there is no call of so many steps."""
-        self._check_open("step")
+    def _checked_call(self, steps: int | None) -> _Call:
+        """The call of so many steps. Raises: DynamicConfidenceError that says why there is none."""
+        check_open(self._session, "step")
         check_steps(self, steps)
-        raise KeyError(steps)
-
-    def _show(self, pixels: np.ndarray) -> None:
-        if pixels.shape != self._pixels.shape or pixels.dtype != np.uint8:
-            raise DynamicConfidenceError(
-                f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
-                f"{list(self._pixels.shape)}."
-            )
-        self._pixels.write(np.ascontiguousarray(pixels))
-        self._has_image = True
-
-    def _check_open(self, method: str) -> None:
-        if self._session is None:
-            raise DynamicConfidenceError(f"this engine is closed: call {method}() inside its `with` block.")
-
-    def _need_image(self) -> None:
-        if not self._has_image:
-            raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
+        return self._calls[steps]
 
     def _call(self, session: onnxruntime.InferenceSession, manifest: Manifest) -> _Call:
         """Make the outputs of a session and its three bindings, by the manifest of its graph."""
@@ -141,8 +127,8 @@ class OnnxRuntimeEngine:
         first = [self._initial[state.initial] for state in manifest.states]
         pairs = ((self._states[0], self._states[1]), (self._states[1], self._states[0]), (first, self._states[0]))
         bindings = [self._bind(session, sources, targets, outputs) for sources, targets in pairs]
-        result = StepOutput(**{name: outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
-        return _Call(session, bindings, [partial(session.run_with_iobinding, one) for one in bindings], result)
+        runs = [partial(session.run_with_iobinding, one) for one in bindings]
+        return _Call(session, bindings, runs, StepOutput(**outputs))
 
     def _bind(
         self,

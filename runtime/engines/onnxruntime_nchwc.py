@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..manifest import Manifest
+from ..onnx_file import attributes_of
 from .onnxruntime_blocks import BLOCKS, SHARP, in_domains, weight_in_blocks
 from .onnxruntime_neurons import SignedNeurons
-from .onnxruntime_sums import BlockedGraph, Convolution, Gated, Sum, attributes_of, windows
+from .onnxruntime_sums import BlockedGraph, Convolution, Gated, Sum, windows
 from .onnxruntime_values import UnknownGraphError, Values, is_map, shape_of
 
 if TYPE_CHECKING:

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..engine import EngineOptions, Provider
 from ..errors import BackendMissing, DynamicConfidenceError
 from ..gpu import device_target
-from ..manifest import Manifest
 from ..tensorrt_library import one_line
+from .packages import load_package
 
 if TYPE_CHECKING:
     import onnxruntime
 
-CPU_PACKAGE = "`pip install 'dynamic-confidence[cpu]'`"
 # Both packages own the folder onnxruntime/: to remove one of two breaks the other, so both go.
 GPU_PACKAGE = "`pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'dynamic-confidence[gpu]'`"
 CUDA_LIBRARIES = "install CUDA's libraries and cuDNN with `pip install 'onnxruntime-gpu[cuda,cudnn]'`"
@@ -58,14 +57,7 @@ _ON_CPU = "assigned to the default CPU EP"
 
 def load_onnxruntime() -> Any:
     """Import ONNX Runtime. Raises: BackendMissing when it is not there, or not whole."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise BackendMissing(f"ONNX Runtime is installed without '{error.name}': {CPU_PACKAGE}.") from error
-        raise BackendMissing(f"ONNX Runtime is not installed. Install it with {CPU_PACKAGE}.") from error
-    except ImportError as error:
-        raise BackendMissing(f"ONNX Runtime is installed but does not load ({error}): {CPU_PACKAGE}.") from error
+    onnxruntime = load_package("onnxruntime", "ONNX Runtime", "cpu")
     if not hasattr(onnxruntime, "InferenceSession"):
         raise BackendMissing(
             "ONNX Runtime is installed in part only, as when one of onnxruntime and onnxruntime-gpu was removed: "
@@ -90,16 +82,6 @@ def check_options(path: Path, wanted: EngineOptions) -> None:
         raise DynamicConfidenceError(
             f"--threads {wanted.threads} is for --provider cpu: with {wanted.provider} every operator runs on the GPU. "
             "Leave it out."
-        )
-
-
-def check_form(path: Path, manifest: Manifest, wanted: EngineOptions) -> None:
-    """Raise DynamicConfidenceError for a graph that the provider has no operators for."""
-    numerics = manifest.numerics
-    if numerics.form != "conv" and wanted.provider != "cpu":
-        raise DynamicConfidenceError(
-            f"{path}: its form is {numerics.form}, for the CPU. Leave out --provider {wanted.provider}, or export it "
-            f"again: `dc-export model.pt --precision {numerics.precision}`."
         )
 
 

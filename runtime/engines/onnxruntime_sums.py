@@ -196,9 +196,3 @@ def windows(source: Shape, channels: int, kernel: Sequence[int], attributes: Map
         (source[1 + axis] + pads[axis] + pads[2 + axis] - kernel[axis]) // strides[axis] + 1 for axis in (0, 1)
     )
     return channels, height, width
-
-
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    from onnx import helper
-
-    return {one.name: helper.get_attribute_value(one) for one in node.attribute}

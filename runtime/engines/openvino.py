@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine import EngineOptions, StepOutput, check_refill, check_steps
-from ..errors import BackendMissing, DynamicConfidenceError
+from ..engine import EngineOptions, StepOutput, check_input, check_open, check_refill, check_steps, no_image
+from ..errors import DynamicConfidenceError
 from ..manifest import Manifest
-from ..onnx_file import check_signature, read_onnx
+from ..onnx_file import check_form, check_signature, read_onnx
 from ..signature import shape_at
 from ..variants import chosen_call_sizes, variant
 from .onnxruntime_session import check_options
 from .openvino_model import KEEP, model_from_onnx
+from .packages import load_package
 
 if TYPE_CHECKING:
     import openvino as ov
 
-PACKAGE = "`pip install 'dynamic-confidence[openvino]'`"
 OTHER = "Leave out --backend openvino"
 SETTINGS: dict[str, Any] = {
     # By itself it computes in bfloat16 where the processor can, and takes a core for each of its threads.
@@ -36,16 +36,8 @@ SETTINGS: dict[str, Any] = {
 
 def load_openvino() -> Any:
     """Import OpenVINO, without its telemetry. Raises: BackendMissing when it is not there, or not whole."""
-    try:
-        with _without_telemetry():
-            import openvino
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
-            raise BackendMissing(f"OpenVINO is installed without '{error.name}': {PACKAGE}.") from error
-        raise BackendMissing(f"OpenVINO is not installed. Install it with {PACKAGE}.") from error
-    except ImportError as error:
-        raise BackendMissing(f"OpenVINO is installed but does not load ({error}): {PACKAGE}.") from error
-    return openvino
+    with _without_telemetry():
+        return load_package("openvino", "OpenVINO", "openvino")
 
 
 @contextlib.contextmanager
@@ -105,7 +97,7 @@ class OpenVinoEngine:
         self._scale = np.ones((), np.float32)
         self._keep = np.zeros((self.batch, 1, 1, 1), np.float32)
         outputs = {o.name: np.empty(shape_at(o.shape, self.batch), o.dtype) for o in manifest.outputs}
-        self._result = StepOutput(**{name: outputs.get(name) for name in StepOutput._fields})  # type: ignore[arg-type]
+        self._result = StepOutput(**outputs)
         request: ov.InferRequest = compiled.create_infer_request()
         inputs = {manifest.input.name: self._pixels, manifest.scale_input: self._scale, KEEP: self._keep}
         for name, array in (inputs | outputs).items():
@@ -127,37 +119,25 @@ class OpenVinoEngine:
         self._has_image = False
 
     def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
-        request = self._open_request("step")
+        request = check_open(self._request, "step")
         check_steps(self, steps)
         if pixels is not None:
-            if pixels.shape != self._pixels.shape or pixels.dtype != np.uint8:
-                raise DynamicConfidenceError(
-                    f"input {pixels.dtype} of shape {list(pixels.shape)}: this engine was opened for uint8 pixels "
-                    f"{list(self._pixels.shape)}."
-                )
+            check_input(pixels, self._pixels.shape)
             np.copyto(self._pixels, pixels)
             self._has_image = True
-        else:
-            self._need_image()
+        elif not self._has_image:
+            raise no_image()
         request.infer(share_outputs=True)
         self._keep.fill(1.0)
         return self._result
 
     def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        self._open_request("refill")
+        check_open(self._request, "refill")
         check_refill(self, rows, pixels)
-        self._need_image()
+        if not self._has_image:
+            raise no_image()
         self._pixels[..., rows, :, :, :] = pixels  # for all K steps of a call, where there are such
         self._keep[rows] = 0.0
-
-    def _open_request(self, method: str) -> ov.InferRequest:
-        if self._request is None:
-            raise DynamicConfidenceError(f"this engine is closed: call {method}() inside its `with` block.")
-        return self._request
-
-    def _need_image(self) -> None:
-        if not self._has_image:
-            raise DynamicConfidenceError("no image since the reset: give step() the pixels in its first call.")
 
 
 def _check_own_options(wanted: EngineOptions) -> None:
@@ -170,14 +150,9 @@ def _check_own_options(wanted: EngineOptions) -> None:
 
 
 def _check_graph(path: Path, manifest: Manifest) -> None:
-    numerics = manifest.numerics
-    if numerics.precision == "fp16":
+    if manifest.numerics.precision == "fp16":
         raise DynamicConfidenceError(f"{path}: its precision is fp16, OpenVINO's engine takes fp32 and int8. {OTHER}.")
-    if numerics.form != "conv":
-        raise DynamicConfidenceError(
-            f"{path}: its form is {numerics.form}, for ONNX Runtime. {OTHER}, or export it again: "
-            f"`dc-export model.pt --precision {numerics.precision}`."
-        )
+    check_form(path, manifest, "ONNX Runtime", OTHER)
 
 
 def _check_kernels(path: Path, compiled: ov.CompiledModel) -> None:

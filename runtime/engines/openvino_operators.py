@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx.helper import get_attribute_value
 
-from ..onnx_file import OPSET
+from ..onnx_file import OPSET, attributes_of
 from .openvino import load_openvino
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def call_of(node: onnx.NodeProto, inputs: list[Value]) -> Call:
     """A node's attributes, with ONNX's defaults."""
     schema = onnx.defs.get_schema(node.op_type, OPSET).attributes
     defaults = {name: get_attribute_value(a.default_value) for name, a in schema.items() if a.default_value.name}
-    given = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
-    return Call(node.name, inputs, DEFAULTS | defaults | given, len(node.output))
+    return Call(node.name, inputs, DEFAULTS | defaults | attributes_of(node), len(node.output))
 
 
 def flat(value: Value) -> Value:

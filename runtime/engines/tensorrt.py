@@ -9,8 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from ..cuda import open_cuda
-from ..engine import EngineOptions, StepOutput, check_refill, check_steps
-from ..errors import DynamicConfidenceError
+from ..engine import EngineOptions, StepOutput, check_open, check_refill, check_steps
 from ..plan_file import LIBRARIES, read_plan
 from ..plan_fit import check_options, check_target, check_version
 from ..tensorrt_library import load_library
@@ -63,23 +62,18 @@ class TensorRTEngine:
 
     def layers(self) -> str:
         """What TensorRT says about the plan, as JSON: its layers, and the kernels that compute them."""
-        self._open_loop("layers")
+        check_open(self._loop, "layers")
         return self._contexts.layers()
 
     def reset(self, scale: float) -> None:
-        self._open_loop("reset").reset(scale)
+        check_open(self._loop, "reset").reset(scale)
 
     def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
-        loop = self._open_loop("step")
+        loop = check_open(self._loop, "step")
         check_steps(self, steps)
         return loop.step(pixels)
 
     def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        loop = self._open_loop("refill")
+        loop = check_open(self._loop, "refill")
         check_refill(self, rows, pixels)
         loop.refill(rows, pixels)
-
-    def _open_loop(self, method: str) -> DeviceLoop:
-        if self._loop is None:
-            raise DynamicConfidenceError(f"this engine is closed: call {method}() inside its `with` block.")
-        return self._loop

@@ -14,10 +14,9 @@ from onnx import helper, numpy_helper
 pytest.importorskip("numba", reason="numba is not installed")
 
 from dynamic_confidence.runtime.engine import open_engine
-from dynamic_confidence.runtime.engines.events_windows import attributes
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.manifest import Manifest
-from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, graph_sha256, read_onnx
+from dynamic_confidence.runtime.onnx_file import attributes_of, bytes_with_manifest, graph_sha256, read_onnx
 from dynamic_confidence.runtime.stepping import run_to_the_end
 
 Exported = Callable[..., Path]
@@ -282,7 +281,7 @@ def test_attributes_that_have_their_defaults(exported: Exported, tmp_path: Path,
         for node in graph.node:
             if node.op_type == "Conv":
                 defaults = {"group": 1, "strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
-                kept = {k: v for k, v in attributes(node).items() if v != defaults.get(k) and k != "kernel_shape"}
+                kept = {k: v for k, v in attributes_of(node).items() if v != defaults.get(k) and k != "kernel_shape"}
                 del node.attribute[:]
                 node.attribute.extend(helper.make_attribute(k, v) for k, v in kept.items())
 

@@ -58,7 +58,7 @@ def main(
     from ..runtime.exit_policy import policy_from_manifest, without_exit
     from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
-    from .record import write_record
+    from .record import write_study
 
     manifest = read_manifest(network)
     pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
@@ -122,7 +122,7 @@ def main(
             f"{by_calls:.2f} counted in calls; per image {beside:.1f} us of Python, {refills:.1f} us of refills"
         )
     if output:
-        write_record(output, "continuous batching", results)
+        write_study(output, "continuous batching", results)
     if not same:
         click.echo("Error: the ways do not give the same answers.", err=True)
         raise SystemExit(1)

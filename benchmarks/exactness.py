@@ -42,7 +42,7 @@ def main(model: Path, half: Path, test: tuple[Path, ...], limit: int | None, out
     from ..runtime.images import labelled_arrays
     from ..toolchain.export import ExportOptions, ann_logits, export
     from .model_and_data import spread
-    from .record import write_record
+    from .record import write_study
 
     checkpoint = load_checkpoint(model)
     sets = {
@@ -76,7 +76,7 @@ def main(model: Path, half: Path, test: tuple[Path, ...], limit: int | None, out
         click.echo(f"{method}:")
         for name in sets:
             click.echo(f"  {name}: {results['methods'][method][name]}")
-    write_record(output, "exactness", results)
+    write_study(output, "exactness", results)
 
 
 def _compare(

@@ -39,7 +39,7 @@ def main(trace: Path, images: int, splits: int, min_step: int, output: Path | No
     from ..runtime.cli import progress
     from ..runtime.errors import DynamicConfidenceError
     from ..runtime.manifest import Calibration, Metric
-    from .record import write_record
+    from .record import write_study
 
     header, whole = read_header(trace), load_trace(trace)
     if not 2 <= images < whole.samples:
@@ -89,7 +89,7 @@ def main(trace: Path, images: int, splits: int, min_step: int, output: Path | No
             "change_points": np.round(change, 4).tolist(),
         }
     if output:
-        write_record(output, "exit metrics", results)
+        write_study(output, "exit metrics", results)
 
 
 if __name__ == "__main__":

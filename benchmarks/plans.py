@@ -59,7 +59,7 @@ def main(output: Path, only: tuple[str, ...], precisions: tuple[Precision, ...])
     """
     from ..runtime.cli import progress
     from ..runtime.errors import DynamicConfidenceError
-    from .record import write_record
+    from .record import write_study
 
     wanted = [
         cell
@@ -72,7 +72,7 @@ def main(output: Path, only: tuple[str, ...], precisions: tuple[Precision, ...])
     done = _recorded(output, settings)
     for cell in progress([cell for cell in wanted if str(cell) not in done], "plans"):
         done[str(cell)] = measure(cell)
-        write_record(output, STUDY, {**settings, "cells": done})
+        write_study(output, STUDY, {**settings, "cells": done})
         click.echo(f"{cell}: {done[str(cell)]}")
     click.echo(f"{output}: {len(done)} of {len(list(cells()))} cells")
 
@@ -159,7 +159,7 @@ def _recorded(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     import json
 
     from ..runtime.errors import DynamicConfidenceError
-    from .record import machine
+    from .record import differing, machine
 
     if not path.exists():
         return {}
@@ -171,8 +171,7 @@ def _recorded(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise DynamicConfidenceError(
             f"{path}: not a record of this study ({type(error).__name__}). Choose another -o."
         ) from error
-    now = {**machine(), **settings}
-    different = sorted(key for key in now if key != "commit" and now[key] != before.get(key))
+    different = sorted(set(differing(before, {**machine(), **settings})) - {"commit"})
     if different:
         raise DynamicConfidenceError(
             f"{path}: was measured with another {', '.join(different)}; one record holds one machine and its "

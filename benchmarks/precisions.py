@@ -65,7 +65,7 @@ def main(
     from ..runtime.images import labelled_arrays
     from .model_and_data import model_and_parts, spread
     from .precisions_page import page
-    from .record import write_record
+    from .record import write_study
 
     wanted = [(model, load_checkpoint(model), parts) for model, parts in map(model_and_parts, networks)]
     known = json.loads(output.read_text(encoding="utf-8"))["results"]["settings"] if output.exists() else []
@@ -88,9 +88,9 @@ def main(
             if done is None or not {*precisions} <= done["precisions"].keys():
                 done = setting | measured(checkpoint, setting, (REFERENCE, *precisions), calibration, test, threads)
                 known.append(done)
-                write_record(output, "precisions", {"settings": known})
+                write_study(output, "precisions", {"settings": known})
             settings.append(done)
-    write_record(output, "precisions", {"settings": settings})
+    write_study(output, "precisions", {"settings": settings})
     click.echo(page(settings))
 
 

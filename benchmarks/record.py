@@ -6,15 +6,22 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from .. import __version__
+from ..runtime.errors import DynamicConfidenceError
 from ..runtime.files import write_atomically
 from .processor import processor
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch", "torchvision")
+
+
+class RecordPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every part of a typed record: an unknown or a missing key is an error."""
 
 
 def machine() -> dict[str, Any]:
@@ -53,8 +60,32 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write_record(path: Path, study: str, results: dict[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_study(path: Path, study: str, results: dict[str, Any]) -> None:
+    """Write a record of plain values as JSON, whole or not at all."""
     record = {"study": study, "machine": machine(), "results": results}
-    write_atomically(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    _write(path, json.dumps(record, indent=1, ensure_ascii=False).encode())
+
+
+def write_record(path: Path, record: RecordPart) -> None:
+    """Write a typed record as JSON, whole, or leave what was there."""
+    _write(path, msgspec.json.format(msgspec.json.encode(record), indent=1))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content + b"\n")
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ, or which only one of the two has."""
+    return [key for key in {**before, **now} if before.get(key) != now.get(key)]
+
+
+def require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a DynamicConfidenceError, saying what differs, unless a record was measured as it would be now."""
+    odd = next(iter(differing(before, now)), None)
+    if odd is not None:
+        raise DynamicConfidenceError(
+            f"{path}: was measured with {odd} {before.get(odd)}, now it is {now.get(odd)}: the two do not belong into "
+            "one table. Name another file with -o, or remove this one."
+        )

@@ -169,7 +169,7 @@ def main(
     """
     from ..runtime.cli import progress
     from ..runtime.errors import CheckFailed
-    from .record import write_record
+    from .record import write_study
 
     setting = Setting(max_drop / 100, delta, images, draws)
     Goal("certified", setting.max_drop, delta=delta)  # refuses what cannot be promised
@@ -184,7 +184,7 @@ def main(
                 f"  {rule:14} {100 * facts['violated']:5.1f} % above, mean drop {facts['mean_drop_points']:6.3f}, "
                 f"worst {facts['worst_drop_points']:6.3f} points, {facts['mean_steps']:.2f} of {population.steps} steps"
             )
-    write_record(output, "risk control", studies)
+    write_study(output, "risk control", studies)
     if plot is not None:
         risk_figure(studies, plot)
     for name, found in studies.items():

@@ -37,7 +37,7 @@ def main(networks: tuple[Path, ...], data: Path, seconds: float, output: Path | 
     from ..calib.labelled_images import labelled_images
     from ..calib.tuning import check_tunable
     from ..runtime.network_file import read_manifest
-    from .record import write_record
+    from .record import write_study
 
     manifests = {network: read_manifest(network) for network in networks}
     for network, manifest in manifests.items():
@@ -49,7 +49,7 @@ def main(networks: tuple[Path, ...], data: Path, seconds: float, output: Path | 
         results.append(found)
         _say(found)
     if output:
-        write_record(output, "schedules", {"networks": results})
+        write_study(output, "schedules", {"networks": results})
 
 
 def _measured(

@@ -34,7 +34,7 @@ def main(network: Path, data: Path, splits: int, output: Path | None) -> None:
     from ..runtime.images import labelled_arrays
     from ..runtime.network_file import read_manifest
     from .evaluate import evaluate
-    from .record import write_record
+    from .record import write_study
 
     manifest = read_manifest(network)
     pixels, label = labelled_arrays(data, manifest.input.preprocessing, manifest.class_names)
@@ -60,7 +60,7 @@ def main(network: Path, data: Path, splits: int, output: Path | None) -> None:
             results[f"{rule}, n = {size}"] = {key: round(float(value), 3) for key, value in summary.items()}
             click.echo(f"{rule:9} n = {size:5}: {results[f'{rule}, n = {size}']}")
     if output:
-        write_record(output, "threshold rules", results)
+        write_study(output, "threshold rules", results)
 
 
 if __name__ == "__main__":

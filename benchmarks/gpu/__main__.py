@@ -50,7 +50,7 @@ def main(only: tuple[str, ...], limit: float, output: Path) -> None:
       python -m dynamic_confidence.benchmarks.gpu -o gpu.json
       python -m dynamic_confidence.benchmarks.gpu --only parity-rtx --only latency -o gpu.json
     """
-    from ..record import write_record
+    from ..record import write_study
 
     end = time.monotonic() + limit
     outcomes: list[Outcome] = []
@@ -60,7 +60,7 @@ def main(only: tuple[str, ...], limit: float, output: Path) -> None:
         click.secho(f"{outcome.state:8}", fg=STYLES[outcome.state], nl=False)
         click.echo(f"{name:20} {outcome.seconds:6.1f} s  {outcome.detail}")
         if any(item.state != "not run" for item in outcomes):  # never an empty record over a real one
-            write_record(output, "gpu", {"items": [item._asdict() for item in outcomes]})
+            write_study(output, "gpu", {"items": [item._asdict() for item in outcomes]})
     states = {outcome.state for outcome in outcomes}
     if "failed" in states:
         raise CheckFailed("an item failed: its reason stands above, its measurements are in the record.")

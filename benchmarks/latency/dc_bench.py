@@ -103,8 +103,8 @@ def _keep(record: LatencyRecord, output: Path | None, report: Path | None, *, as
     """Write the record and show it."""
     import json
 
+    from ..record import write_record
     from .cautions import cautions
-    from .record import write_record
     from .terminal import facts, show
 
     if output is not None:

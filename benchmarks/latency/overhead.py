@@ -24,6 +24,7 @@ def overhead(engine: Engine, pixels: np.ndarray, inferences: int) -> Overhead:
     Shapes: pixels uint8 `[image, channel, y, x]`.
     """
     timed, manifest = _TimedEngine(engine), engine.manifest
+    # Not `without_exit`: the loop computes the scores of the network's own metric, as with early exit.
     policy = replace(policy_from_manifest(manifest, threshold=1.0), quiet_after=None)
     sizes = _calls(manifest)
     bare_us, loop_us, confidence_us = [], [], []

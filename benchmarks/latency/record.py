@@ -13,14 +13,10 @@ import msgspec
 
 from ...calib.evaluation import Evaluation
 from ...runtime.errors import DynamicConfidenceError
-from ...runtime.files import write_atomically
 from ...runtime.manifest_json import decode_whole
+from ..record import RecordPart
 
 VERSION = 1
-
-
-class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every part: an unknown or a missing key is an error."""
 
 
 def _require(holds: bool, message: str) -> None:
@@ -28,14 +24,14 @@ def _require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-class Gpu(_Part, frozen=True):
+class Gpu(RecordPart, frozen=True):
     name: str
     driver: str
     memory_mb: float
     clock_mhz: float | None
 
 
-class Machine(_Part, frozen=True):
+class Machine(RecordPart, frozen=True):
     """What two records must have in common to be compared."""
 
     processor: str
@@ -60,7 +56,7 @@ class Machine(_Part, frozen=True):
     """ISO 8601, with the zone."""
 
 
-class Data(_Part, frozen=True):
+class Data(RecordPart, frozen=True):
     title: str
     images: int
     """How many there are in a whole round."""
@@ -68,7 +64,7 @@ class Data(_Part, frozen=True):
     """Of their names and labels, in order."""
 
 
-class Network(_Part, frozen=True):
+class Network(RecordPart, frozen=True):
     """What the file says about itself."""
 
     architecture: str
@@ -88,7 +84,7 @@ class Network(_Part, frozen=True):
     """null: not calibrated."""
 
 
-class Series(_Part, frozen=True):
+class Series(RecordPart, frozen=True):
     """Milliseconds of an inference, from the reset to the answer, `[round][image]`; the last round may be cut short."""
 
     ms: list[list[float]]
@@ -102,7 +98,7 @@ class Series(_Part, frozen=True):
         _require(positive, "milliseconds must be positive and finite")
 
 
-class Overhead(_Part, frozen=True):
+class Overhead(RecordPart, frozen=True):
     """What the host adds to the engine's calls, in microseconds per time step, one value per inference."""
 
     loop_us: list[float]
@@ -113,7 +109,7 @@ class Overhead(_Part, frozen=True):
     """The α-scaled softmax of a step on the host, alone: the paper's section 6.5. Graphs compute it inside."""
 
 
-class Throughput(_Part, frozen=True):
+class Throughput(RecordPart, frozen=True):
     batch: int
     early_exit: bool
     """With continuous batching; else every input runs all T steps."""
@@ -123,7 +119,7 @@ class Throughput(_Part, frozen=True):
     """… every pass over the images."""
 
 
-class Memory(_Part, frozen=True):
+class Memory(RecordPart, frozen=True):
     """Megabytes (10^6 bytes)."""
 
     rss_before: float
@@ -136,7 +132,7 @@ class Memory(_Part, frozen=True):
     """In use on the GPU, more than before; null without one, or without NVIDIA's management library."""
 
 
-class Energy(_Part, frozen=True, tag_field="kind", tag="measured"):
+class Energy(RecordPart, frozen=True, tag_field="kind", tag="measured"):
     """Measured in a pass of its own, never during latency."""
 
     source: str
@@ -147,11 +143,11 @@ class Energy(_Part, frozen=True, tag_field="kind", tag="measured"):
     joules_without_exit: float
 
 
-class NotMeasured(_Part, frozen=True, tag_field="kind", tag="not measured"):
+class NotMeasured(RecordPart, frozen=True, tag_field="kind", tag="not measured"):
     reason: str
 
 
-class Run(_Part, frozen=True):
+class Run(RecordPart, frozen=True):
     """One engine file on one backend, batch 1."""
 
     file: str
@@ -194,7 +190,7 @@ class Run(_Part, frozen=True):
         _require(fits, f"exit_steps: expected 1 to {steps}")
 
 
-class Pair(_Part, frozen=True):
+class Pair(RecordPart, frozen=True):
     """Two runs whose inferences took turns: the time of the second over that of the first, per round."""
 
     first: int
@@ -204,7 +200,7 @@ class Pair(_Part, frozen=True):
     without_exit: list[float]
 
 
-class LatencyRecord(_Part, frozen=True, tag_field="study", tag="latency"):
+class LatencyRecord(RecordPart, frozen=True, tag_field="study", tag="latency"):
     version: Literal[1]
     complete: bool
     stopped: str | None
@@ -246,12 +242,6 @@ def read_record(path: Path) -> LatencyRecord:
         why = record.stopped or "nothing was measured"
         raise DynamicConfidenceError(f"{path}: holds no sample ({why}). Measure again.")
     return record
-
-
-def write_record(path: Path, record: LatencyRecord) -> None:
-    """Write a record whole, or leave what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
 
 
 def schema() -> str:

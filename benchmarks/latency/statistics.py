@@ -115,16 +115,6 @@ def per_image(series: Series) -> np.ndarray:
     return np.nanmedian(table, axis=0)
 
 
-def by_exit_step(run: Run) -> dict[int, tuple[int, float]]:
-    """Exit step -> how many images stop there, and the median milliseconds with early exit of their samples."""
-    found: dict[int, list[float]] = {}
-    counts: dict[int, int] = {}
-    for image, step in enumerate(run.exit_steps):
-        counts[step] = counts.get(step, 0) + 1
-        found.setdefault(step, []).extend(round_[image] for round_ in run.with_exit.ms if image < len(round_))
-    return {step: (counts[step], float(np.median(found[step]))) for step in sorted(found)}
-
-
 def round_ratios(series: Series, reference: Series) -> list[float]:
     """Of every round the time of all images over that of the reference, of as many images as both have."""
     ratios = []

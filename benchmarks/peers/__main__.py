@@ -58,7 +58,7 @@ def _measure(only: tuple[str, ...], threads: int, seconds: float, quick: bool, c
 
     import torch
 
-    from ..record import write_record
+    from ..record import write_study
     from .machine import described, warn_if_busy
     from .setting import NETWORKS, chosen, setting
     from .study import measured
@@ -82,7 +82,7 @@ def _measure(only: tuple[str, ...], threads: int, seconds: float, quick: bool, c
             one = setting(network, NETWORKS[network](), method, threads=threads)
             cell = measured(one, Path(folder), seconds, quick=quick, told=lambda text, name=name: _say(name, text))
         results["cells"][name] = cell
-        write_record(output, STUDY, results)
+        write_study(output, STUDY, results)
 
 
 def _continued(output: Path, results: dict[str, Any]) -> dict[str, Any]:
@@ -90,14 +90,11 @@ def _continued(output: Path, results: dict[str, Any]) -> dict[str, Any]:
 
     Raises: DynamicConfidenceError for a record of another setting or another machine, saying what differs.
     """
+    from ..record import require_same
+
     before = _read(output)["results"]
     for part in ("setting", "machine"):
-        odd = next((key for key, value in results[part].items() if before[part].get(key) != value), None)
-        if odd is not None:
-            raise DynamicConfidenceError(
-                f"{output}: was measured with {odd} {before[part].get(odd)}, now it is {results[part][odd]}: the two "
-                "do not belong into one table. Name another file with -o, or remove this one."
-            )
+        require_same(output, before[part], results[part])
     return before["cells"]
 
 

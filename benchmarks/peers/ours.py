@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 
 from ...runtime.engine import Backend, Engine, open_engine
 from ...runtime.errors import BackendMissing, DynamicConfidenceError
-from ...runtime.exit_policy import ExitPolicy, policy_from_manifest
+from ...runtime.exit_policy import ExitPolicy, policy_from_manifest, without_exit
 from ...runtime.manifest import GraphForm
 from ...runtime.stepping import infer, run_to_the_end
 from ...toolchain.export import ExportOptions, export
@@ -117,4 +116,4 @@ def _candidate(variant: Variant, engine: Engine) -> Candidate:
 
 def to_the_end(engine: Engine, steps: int) -> ExitPolicy:
     """A policy that looks at every step and stops at none, not even where a QFFS network has fallen silent."""
-    return replace(policy_from_manifest(engine.manifest, threshold=1.0, max_steps=steps), quiet_after=None)
+    return without_exit(policy_from_manifest(engine.manifest, max_steps=steps))

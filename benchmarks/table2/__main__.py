@@ -70,8 +70,9 @@ def _measure(
 
     from ..peers.machine import warn_if_busy
     from ..peers.setting import chosen
+    from ..record import write_record
     from . import measure
-    from .record import VERSION, Table2Record, continued, write_record
+    from .record import VERSION, Table2Record, continued
     from .settings import names, paper_setting
     from .trained import by_network
 

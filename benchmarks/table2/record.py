@@ -8,16 +8,12 @@ from typing import Any, Literal
 import msgspec
 
 from ...runtime.errors import DynamicConfidenceError
-from ...runtime.files import write_atomically
+from ..record import RecordPart, require_same
 
 VERSION = 1
 
 
-class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every part: an unknown or a missing key is an error."""
-
-
-class Computer(_Part, frozen=True):
+class Computer(RecordPart, frozen=True):
     """What the cells of one record have in common."""
 
     processor: str
@@ -34,14 +30,14 @@ class Computer(_Part, frozen=True):
     libraries: dict[str, str]
 
 
-class Series(_Part, frozen=True):
+class Series(RecordPart, frozen=True):
     """Milliseconds of an image, one entry per round."""
 
     wall_ms: list[float]
     cpu_ms: list[float]
 
 
-class WithExit(_Part, frozen=True):
+class WithExit(RecordPart, frozen=True):
     """Dynamic Confidence on a trained network: in every round all images, the time divided by their number."""
 
     series: Series
@@ -50,7 +46,7 @@ class WithExit(_Part, frozen=True):
     threshold: float
 
 
-class Row(_Part, frozen=True):
+class Row(RecordPart, frozen=True):
     """One engine; its calls took turns with those of all others of the cell."""
 
     name: str
@@ -66,7 +62,7 @@ class Row(_Part, frozen=True):
     """null: not measured, the weights are random."""
 
 
-class Absent(_Part, frozen=True):
+class Absent(RecordPart, frozen=True):
     """An engine that was not measured."""
 
     name: str
@@ -74,7 +70,7 @@ class Absent(_Part, frozen=True):
     reason: str
 
 
-class Model(_Part, frozen=True):
+class Model(RecordPart, frozen=True):
     """A trained network, and the data that its exits come from."""
 
     title: str
@@ -84,7 +80,7 @@ class Model(_Part, frozen=True):
     test_images: int
 
 
-class Cell(_Part, frozen=True):
+class Cell(RecordPart, frozen=True):
     """One setting of the table."""
 
     steps: int
@@ -108,7 +104,7 @@ class Cell(_Part, frozen=True):
     absent: list[Absent]
 
 
-class Table2Record(_Part, frozen=True, tag_field="study", tag="table2"):
+class Table2Record(RecordPart, frozen=True, tag_field="study", tag="table2"):
     version: Literal[1]
     quick: bool
     """Narrower networks and few rounds: to see that all works."""
@@ -132,12 +128,6 @@ def read_record(path: Path) -> Table2Record:
         ) from error
 
 
-def write_record(path: Path, record: Table2Record) -> None:
-    """Write a record whole, or leave what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-
-
 def continued(path: Path, fresh: Table2Record) -> Table2Record:
     """What an earlier run measured, if this one may go on with it; `fresh`, without cells, where there is none.
 
@@ -146,13 +136,7 @@ def continued(path: Path, fresh: Table2Record) -> Table2Record:
     if not path.exists():
         return fresh
     before = read_record(path)
-    old, new = _common(before), _common(fresh)
-    odd = next((key for key in old | new if old.get(key) != new.get(key)), None)
-    if odd is not None:
-        raise DynamicConfidenceError(
-            f"{path}: was measured with {odd} {old.get(odd)}, now it is {new.get(odd)}: the two do not belong into one "
-            "table. Name another file with -o, or remove this one."
-        )
+    require_same(path, _common(before), _common(fresh))
     return before
 
 

@@ -33,7 +33,7 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
     from ...runtime.cli import progress
     from ...runtime.files import write_atomically
     from ..model_and_data import model_and_parts
-    from ..record import write_record
+    from ..record import write_study
     from .markdown import page
     from .pictures import draw
     from .setting import METHODS, measured, prepared
@@ -54,7 +54,7 @@ def main(networks: tuple[str, ...], steps: int, output: Path) -> None:
         click.echo(f"{output}: what was traced is kept; the same command goes on from there.", err=True)
         raise
     output.mkdir(parents=True, exist_ok=True)
-    write_record(output / "record.json", "tables", {"settings": settings})
+    write_study(output / "record.json", "tables", {"settings": settings})
     text = page(settings)
     write_atomically(output / "tables.md", f"{text}\n".encode())
     figures = draw(settings, output)

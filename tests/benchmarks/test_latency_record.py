@@ -18,8 +18,8 @@ from dynamic_confidence.benchmarks.latency.record import (
     Series,
     read_record,
     schema,
-    write_record,
 )
+from dynamic_confidence.benchmarks.record import write_record
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 
 SCHEMA = ROOT / "docs" / "latency_record.schema.json"

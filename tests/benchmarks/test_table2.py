@@ -21,6 +21,7 @@ from dynamic_confidence.benchmarks.peers import measure as peers_measure
 from dynamic_confidence.benchmarks.peers import ours as ours_module
 from dynamic_confidence.benchmarks.peers.candidate import Missing
 from dynamic_confidence.benchmarks.peers.setting import Setting, setting, spike_rate
+from dynamic_confidence.benchmarks.record import write_record
 from dynamic_confidence.benchmarks.table2 import __main__ as command
 from dynamic_confidence.benchmarks.table2 import engines, measure, settings
 from dynamic_confidence.benchmarks.table2.engines import Opened, cpu_engines, gpu_engines, passes, variants
@@ -36,7 +37,6 @@ from dynamic_confidence.benchmarks.table2.record import (
     Table2Record,
     WithExit,
     read_record,
-    write_record,
 )
 from dynamic_confidence.benchmarks.table2.settings import NETWORKS, SETTINGS, Network, PaperSetting
 from dynamic_confidence.benchmarks.tables import published

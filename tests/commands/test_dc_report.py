@@ -13,8 +13,8 @@ from html_outline import outline
 from latency_records import latency_record
 
 from dynamic_confidence.benchmarks.latency import dc_report
-from dynamic_confidence.benchmarks.latency.record import write_record
 from dynamic_confidence.benchmarks.latency.report import markdown
+from dynamic_confidence.benchmarks.record import write_record
 
 
 def run_command(*arguments: str | Path) -> Result:

@@ -66,8 +66,12 @@ class ConvForm:
             total = graph.add("Conv", f"{pool.name}/sum", source, ones, group=pool.shape[0], **windows)
         self.trains[pool.name] = total
 
-    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> str:
-        """Add the current of a synapse.
+    def by_step(self, layer: Layer) -> bool:
+        """No: an engine that does better so finds the steps itself (docs/adr/0012-nchwc.md)."""
+        return False
+
+    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None = None) -> str:
+        """Add the current of a synapse in all steps.
 
         int8: DequantizeLinear on the weights, and QuantizeLinear with scale 1 and DequantizeLinear around the spikes,
         which are integers already: so TensorRT takes its int8 kernels, nothing is rounded, and sums of weights times

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .onnx_graph import GraphBuilder
+from .onnx_graph import GraphBuilder, numbered
 from .onnx_neurons import INITIAL_MEMBRANE
 from .snn import INPUT, Layer, Pool, Snn, Synapse
 
@@ -30,8 +30,15 @@ class Form(Protocol):
         """Add the sum of a source over windows."""
         ...
 
-    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> str:
-        """Add the current, float32, that a synapse makes of its source; `bias` rides in a convolution."""
+    def by_step(self, layer: Layer) -> bool:
+        """Whether the currents of a layer are better made step by step than for all steps of a call at once."""
+        ...
+
+    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None = None) -> str:
+        """Add the current, float32, that a synapse makes of what its source emits in one step, or in all.
+
+        `bias` rides in a convolution.
+        """
         ...
 
     def bias(self, layer: Layer) -> np.ndarray:
@@ -67,9 +74,13 @@ class Call:
         """Whether the source is one `[N, …]` for all steps of the call."""
         return source == INPUT and not self.frames
 
-    def per_step(self, name: str, tensor: str) -> list[str]:
-        """Cut `[K * N, …]` into K tensors `[N, …]`."""
-        return [tensor] if self.steps == 1 else self.graph.split(name, tensor, self.steps)
+    def parts(self, layer: Layer) -> list[int] | list[None]:
+        """The steps of which a layer's currents are made one by one; None: of all at once."""
+        return list(range(self.steps)) if self.steps > 1 and self.form.by_step(layer) else [None]
+
+    def per_step(self, name: str, tensors: list[str]) -> list[str]:
+        """Cut `[K * N, …]` into K tensors `[N, …]`, where they are not made one by one."""
+        return tensors if len(tensors) == self.steps else self.graph.split(name, tensors[0], self.steps)
 
 
 def injection_gates(graph: GraphBuilder, snn: Snn, steps: int) -> tuple[str, ...] | None:
@@ -96,15 +107,11 @@ def currents(call: Call, layer: Layer) -> list[str]:
     rides = call.gates is None and layer.bias.shape[1:] == (1, 1) and carriers
     free = {carriers[0]: layer.bias} if rides else {}
 
-    def current(synapses: list[tuple[int, Synapse]]) -> list[str]:
-        return [call.form.current(f"{name}/i{i}", s, free.get(i)) for i, s in synapses]
-
-    injected = current(steady)
+    injected = [call.form.current(f"{name}/i{i}", s, free.get(i)) for i, s in steady]
     if not rides and np.any(layer.bias):
         injected.append(graph.constant(f"{name}/bias", call.form.bias(layer).astype(np.float32)))
     total = _added(graph, f"{name}/injected", injected)
-    batched = _added(graph, f"{name}/i", current(moving))
-    per_step = call.per_step(f"{name}/i.split", batched) if batched else []
+    per_step = _brought(call, layer, moving, free)
     result = []
     for step in range(call.steps):
         parts = per_step[step : step + 1]
@@ -128,41 +135,57 @@ def sums(call: Call, layer: Layer, initial: float = INITIAL_MEMBRANE) -> list[st
     graph, name = call.graph, layer.name
     image = tuple(synapse for synapse in layer.synapses if synapse.source == INPUT)
     spikes = [(i, synapse) for i, synapse in enumerate(layer.synapses) if synapse.source != INPUT]
-    brought = [call.form.current(f"{name}/i{i}", synapse, None) for i, synapse in spikes]
     if not image:
-        return call.per_step(f"{name}/s", _with_bias(call, layer, brought, initial))
+        return call.per_step(
+            f"{name}/s", [_with_bias(call, layer, spikes, initial, part) for part in call.parts(layer)]
+        )
     s, s_out = graph.state("s", name, call.form.state(layer), initial)
     result = []
-    others = call.per_step(f"{name}/i.split", _added(graph, f"{name}/i", brought) or "") if brought else []
+    others = _brought(call, layer, spikes, {})
     for step, current in enumerate(currents(call, replace(layer, name=f"{name}/image", synapses=image))):
         s = graph.add("Add", s_out if step == call.steps - 1 else f"{name}/s.{step}", s, current)
         result.append(graph.add("Add", f"{name}/sum.{step}", s, others[step]) if others else s)
     return result
 
 
-def _with_bias(call: Call, layer: Layer, brought: list[str], initial: float) -> str:
-    """`[K * N, …]`: the sum of what spikes have brought, of the bias as often as it was injected, and of `initial`."""
-    graph, name, terms = call.graph, layer.name, list(brought)
+def _brought(call: Call, layer: Layer, synapses: list[tuple[int, Synapse]], free: dict[int, np.ndarray]) -> list[str]:
+    """What spikes bring, one `[N, …]` per step; nothing where there are no synapses."""
+    totals = [
+        _added(call.graph, numbered(f"{layer.name}/i", part), _currents(call, layer, synapses, free, part))
+        for part in call.parts(layer)
+    ]
+    return call.per_step(f"{layer.name}/i.split", [total for total in totals if total]) if synapses else []
+
+
+def _with_bias(call: Call, layer: Layer, synapses: list[tuple[int, Synapse]], initial: float, step: int | None) -> str:
+    """What spikes have brought, the bias as often as it was injected, `initial`: of a step, or `[K * N, …]`."""
+    graph, name, terms = call.graph, layer.name, _currents(call, layer, synapses, {}, step)
     if np.any(layer.bias):
         bias = graph.constant(f"{name}/bias", call.form.bias(layer).astype(np.float32))
-        terms.append(graph.add("Mul", f"{name}/injected", bias, _injections(call)))
+        terms.append(graph.add("Mul", numbered(f"{name}/injected", step), bias, _injections(call, step)))
     if initial:  # to the last term: a bias is small
-        terms[-1] = graph.add("Add", f"{name}/initial", terms[-1], graph.scalar(initial))
-    total = _added(graph, f"{name}/i", terms)
+        terms[-1] = graph.add("Add", numbered(f"{name}/initial", step), terms[-1], graph.scalar(initial))
+    total = _added(graph, numbered(f"{name}/i", step), terms)
     assert total is not None, "a layer has a synapse"
     return total
 
 
-def _injections(call: Call) -> str:
-    """`[K * N, 1, 1, 1]`: in how many steps so far, each step's own included, the gate was open."""
+def _currents(
+    call: Call, layer: Layer, synapses: list[tuple[int, Synapse]], free: dict[int, np.ndarray], step: int | None
+) -> list[str]:
+    return [call.form.current(f"{layer.name}/i{i}", synapse, free.get(i), step) for i, synapse in synapses]
+
+
+def _injections(call: Call, step: int | None) -> str:
+    """`[N, 1, 1, 1]` of a step, or `[K * N, …]`: in how many steps so far, its own included, the gate was open."""
     graph, name = call.graph, "injection/number"
     if not graph.has(f"{name}.0"):
         zero, most = graph.scalar(0), graph.scalar(call.snn.method.injection_steps or 0)
-        for step in range(call.steps):
-            done = graph.add("Add", f"injection/done.{step}", "t_in", graph.scalar(step + 1))
-            graph.add("Clip", f"{name}.{step}", done, zero, most)
-    numbers = [f"{name}.{step}" for step in range(call.steps)]
-    return numbers[0] if call.steps == 1 else graph.once("Concat", name, *numbers, axis=0)
+        for index in range(call.steps):
+            done = graph.add("Add", f"injection/done.{index}", "t_in", graph.scalar(index + 1))
+            graph.add("Clip", f"{name}.{index}", done, zero, most)
+    numbers = [f"{name}.{index}" for index in range(call.steps)]
+    return graph.batched(name, numbers) if step is None else numbers[step]
 
 
 def _added(graph: GraphBuilder, name: str, terms: list[str]) -> str | None:

@@ -56,16 +56,19 @@ def onnx_from_snn(
     laid = FORMS[form](graph, snn)
     call = Call(graph, laid, snn, steps_per_call, frames, injection_gates(graph, snn, steps_per_call))
     laid.trains[INPUT] = _pixels(call)
+    signed = snn.method.name == "qffs"
+    counted = ("spikes",) * (count_spikes or signed) + ("net_spikes",) * (count_spikes and signed)
+    counts: dict[str, list[str]] = {name: [] for name in counted}
     for node in snn.nodes:
         if isinstance(node, Pool):
             laid.pool(node)
-        else:
-            laid.neurons(node, sums(call, node) if laid.cumulative else currents(call, node))
+            continue
+        laid.neurons(node, sums(call, node) if laid.cumulative else currents(call, node))
+        for name in counted:  # here, not at the end, where the spikes are no longer in the cache
+            counts[name].append(laid.count(f"{node.name}/{name}", node.name, net=name == "net_spikes"))
     _answers(call, _accumulated(call))
-    if count_spikes or snn.method.name == "qffs":
-        _spike_counts(call, "spikes", net=False)
-    if count_spikes and snn.method.name == "qffs":
-        _spike_counts(call, "net_spikes", net=True)
+    for name in counted:
+        _spike_counts(call, name, counts[name])
     if probe:
         for layer in snn.layers:
             laid.probe(f"spikes.{layer.name}", layer.name)
@@ -116,13 +119,10 @@ def _answers(call: Call, totals: list[str]) -> None:
     graph.output("label", "int64", (steps, "N"))
 
 
-def _spike_counts(call: Call, name: str, *, net: bool) -> None:
-    """spikes, net_spikes `[K, N, layer]`: sum of |z| or, where `net`, of z, of each layer in each step."""
-    graph, layers = call.graph, call.snn.layers
-    columns = []
-    for layer in layers:
-        counted = call.form.count(f"{layer.name}/{name}", layer.name, net=net)
-        columns.append(graph.add("Unsqueeze", f"{layer.name}/{name}/column", counted, graph.integers(1)))
+def _spike_counts(call: Call, name: str, counts: list[str]) -> None:
+    """spikes, net_spikes `[K, N, layer]`: sum of |z| or of z of each layer in each step, from `[K * N]` per layer."""
+    graph = call.graph
+    columns = [graph.add("Unsqueeze", f"{count}/column", count, graph.integers(1)) for count in counts]
     table = columns[0] if len(columns) == 1 else graph.add("Concat", f"{name}/table", *columns, axis=1)
-    graph.add("Reshape", name, table, graph.integers(call.steps, -1, len(layers)))
-    graph.output(name, "float32", (call.steps, "N", len(layers)))
+    graph.add("Reshape", name, table, graph.integers(call.steps, -1, len(columns)))
+    graph.output(name, "float32", (call.steps, "N", len(columns)))

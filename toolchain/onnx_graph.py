@@ -14,6 +14,11 @@ from ..runtime.onnx_file import IR_VERSION, OPSET
 _TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
+def numbered(name: str, step: int | None) -> str:
+    """The name of what one step of a call makes of its own, or of what is made for all steps."""
+    return name if step is None else f"{name}.{step}"
+
+
 @dataclass
 class GraphBuilder:
     """An ONNX graph under construction, with the states and outputs its manifest will list."""
@@ -36,8 +41,8 @@ class GraphBuilder:
         return name in self._names
 
     def batched(self, name: str, tensors: list[str]) -> str:
-        """Join tensors along their first axis; one alone stays what it is."""
-        return tensors[0] if len(tensors) == 1 else self.add("Concat", name, *tensors, axis=0)
+        """Join tensors along their first axis, once; one alone stays what it is."""
+        return tensors[0] if len(tensors) == 1 else self.once("Concat", name, *tensors, axis=0)
 
     def split(self, name: str, tensor: str, parts: int) -> list[str]:
         """Cut a tensor into equal parts along its first axis."""

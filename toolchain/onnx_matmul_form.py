@@ -3,6 +3,9 @@
 A convolution there has no fast integer kernel that keeps all bits of its sums; the matrix product has
 (docs/adr/0010-matmul-form.md). So spikes are bytes with the channel last, and a 3 x 3 neighbourhood is nine of them in
 a row. QFFS emits the number of spikes so far: bytes that are not negative, of which a neuron needs no membrane.
+
+The steps of a call share their products where weights are more than what they meet; elsewhere each step has its own,
+and what it reads and writes is still in the cache when the neurons need it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from onnx import TensorProto
 
 from ..runtime.int8 import LARGEST_BYTE
 from .onnx_conv_form import convolution, float_weight
-from .onnx_graph import GraphBuilder
+from .onnx_graph import GraphBuilder, numbered
 from .onnx_neurons import INITIAL_MEMBRANE, steps_of
 from .snn import INPUT, Layer, Pool, Shape, Snn, Synapse, out_size
 
@@ -23,6 +26,8 @@ TO_CHANNELS_LAST, TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 Y, X, CHANNEL = 1, 2, 3
 """Axes."""
 UINT8_MAX = 255
+CACHED = 2**18
+"""Bytes of a step's neighbourhoods of which those of several steps fit into a core's cache (of 1 MiB, on Zen 4)."""
 
 
 @dataclass
@@ -35,11 +40,11 @@ class MatmulForm:
     graph: GraphBuilder
     snn: Snn
     trains: dict[str, str] = field(default_factory=dict)
-    """The image, `[batch, channel, y, x]`, and what sources emit in float32, `[batch, y, x, channel]`."""
+    """The image alone, `[batch, channel, y, x]`."""
     _emitted: dict[str, list[str]] = field(default_factory=dict)
-    """What layers emit, float32, per step, as the neurons lie."""
+    """What layers and pools emit, float32, per step, as the neurons lie."""
     _bytes: dict[str, list[str]] = field(default_factory=dict)
-    """The same as uint8, of layers that have made it on the way."""
+    """The same as uint8, where it was made on the way or asked for."""
     _spikes: dict[str, list[str]] = field(default_factory=dict)
     """The same, or for QFFS what was added to it in the step."""
 
@@ -47,11 +52,16 @@ class MatmulForm:
     def cumulative(self) -> bool:
         return self.snn.method.name == "qffs"
 
-    def emit(self, layer: str, numbers: list[str], as_bytes: list[str], spikes: list[str]) -> None:
-        """Say what a layer emits, one tensor per step; no bytes: they are made where they are needed."""
-        self._emitted[layer], self._spikes[layer] = numbers, spikes
-        if as_bytes:
-            self._bytes[layer] = as_bytes
+    def by_step(self, layer: Layer) -> bool:
+        neighbourhoods = weights = 0
+        for synapse in layer.synapses:
+            if synapse.source == INPUT:
+                return False
+            if not synapse.is_identity:
+                _, height, width = self._shape(synapse)
+                neighbourhoods += height * width * int(np.prod(synapse.weight.shape[1:]))
+                weights += synapse.weight.size
+        return neighbourhoods > max(weights, CACHED)
 
     def probe(self, name: str, source: str) -> None:
         spikes = self._image(source, self.graph.batched(f"{name}/z", self._spikes[source]), f"{name}/image")
@@ -93,7 +103,8 @@ class MatmulForm:
             v = graph.add("Sub", v_out if last else f"{name}/v", p, z)
             spikes.append(z)
             as_bytes += byte
-        self.emit(layer.name, spikes, as_bytes, spikes)
+        self._emitted[layer.name] = self._spikes[layer.name] = spikes
+        self._bytes[layer.name] = as_bytes
 
     def _signed_if_neurons(self, layer: Layer, sums: list[str]) -> None:
         """z = clip(clip(floor(s), 0, levels) - n, -1, 1);  n' = n + z.
@@ -110,7 +121,7 @@ class MatmulForm:
             n = graph.add("Add", n_out if last else f"{name}/n", n, z)
             numbers.append(n)
             spikes.append(z)
-        self.emit(layer.name, numbers, [], spikes)
+        self._emitted[layer.name], self._spikes[layer.name] = numbers, spikes
 
     def _cut(self, step: str, name: str, tensor: str, largest: int) -> tuple[str, list[str]]:
         """clip(floor(x), 0, largest) in float32 and, where it fits, as a byte, which is the faster way to it."""
@@ -122,51 +133,54 @@ class MatmulForm:
         return graph.add("Cast", f"{step}/{name}", byte, to=TensorProto.FLOAT), [byte]
 
     def pool(self, pool: Pool) -> None:
-        """Sum over windows, first along x and then along y."""
-        graph, source, (_, height, width) = self.graph, self._numbers(pool.source), self.snn.shape_of(pool.source)
-        if pool.kernel == (height, width) and pool.padding == (0, 0):
-            total = graph.add("ReduceSum", f"{pool.name}/sum", source, graph.integers(Y, X), keepdims=1)
-        else:
-            total = self._padded(f"{pool.name}/padded", source, pool.padding, graph.scalar(0))
-            for axis, kernel, stride, size in (
-                (X, pool.kernel[1], pool.stride[1], pool.shape[2]),
-                (Y, pool.kernel[0], pool.stride[0], pool.shape[1]),
-            ):
-                first, *others = self._shifted(f"{pool.name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
-                total = first
-                for index, other in enumerate(others, start=1):
-                    total = graph.add("Add", f"{pool.name}/{'_yx'[axis]}.sum.{index}", total, other)
-        self.trains[pool.name] = total
+        steps = range(len(self._emitted[pool.source]))
+        self._emitted[pool.name] = [self._pooled(f"{pool.name}/step{step}", pool, step) for step in steps]
 
-    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> str:
+    def _pooled(self, name: str, pool: Pool, step: int) -> str:
+        """Sum over windows, first along x and then along y."""
+        graph, source, (_, height, width) = self.graph, self._numbers(pool.source, step), self.snn.shape_of(pool.source)
+        if pool.kernel == (height, width) and pool.padding == (0, 0):
+            return graph.add("ReduceSum", f"{name}/sum", source, graph.integers(Y, X), keepdims=1)
+        total = self._padded(f"{name}/padded", source, pool.padding, graph.scalar(0))
+        for axis, kernel, stride, size in (
+            (X, pool.kernel[1], pool.stride[1], pool.shape[2]),
+            (Y, pool.kernel[0], pool.stride[0], pool.shape[1]),
+        ):
+            first, *others = self._shifted(f"{name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
+            total = first
+            for index, other in enumerate(others, start=1):
+                total = graph.add("Add", f"{name}/{'_yx'[axis]}.sum.{index}", total, other)
+        return total
+
+    def current(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None = None) -> str:
         """Add the current of a synapse; what is not in int8 is a convolution between two changes of the layout."""
-        graph = self.graph
+        graph, made = self.graph, numbered(name, step)  # constants are stored once, as `name/…`
         if synapse.is_identity:
-            gain, source = synapse.weight.astype(np.float32), self._numbers(synapse.source)
+            gain, source = synapse.weight.astype(np.float32), self._numbers(synapse.source, step)
             if gain != 1.0:
-                source = graph.add("Mul", f"{name}/gained", source, graph.constant(f"{name}/gain", gain))
-            return self._rows(name, source, self.snn.shape_of(synapse.source))
+                source = graph.add("Mul", f"{made}/gained", source, graph.constant(f"{name}/gain", gain))
+            return self._rows(made, source, self.snn.shape_of(synapse.source))
         extra = [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
         if synapse.unit is None or synapse.groups > 1 or self._largest_byte(synapse.source) > LARGEST_BYTE:
-            source = self._numbers(synapse.source)
+            source = self._numbers(synapse.source, step)
             if synapse.source != INPUT:
                 source = graph.once("Transpose", f"{source}/channels_first", source, perm=TO_CHANNELS_FIRST)
             weight = float_weight(graph, name, synapse)
-            current = convolution(graph, f"{name}/conv", synapse, source, weight, *extra)
-            current = graph.add("Transpose", f"{name}/last", current, perm=TO_CHANNELS_LAST)
-            return self._rows(name, current, self._shape(synapse))
+            current = convolution(graph, f"{made}/conv", synapse, source, weight, *extra)
+            current = graph.add("Transpose", f"{made}/last", current, perm=TO_CHANNELS_LAST)
+            return self._rows(made, current, self._shape(synapse))
         # [out, in, y, x] -> [y * x * in, out], the order of `_neighbourhoods`
         integers = synapse.integers().transpose(2, 3, 1, 0).reshape(-1, synapse.weight.shape[0])
         operands = [
-            self._neighbourhoods(synapse),
+            self._neighbourhoods(synapse, step),
             graph.constant(f"{name}/w.int8", integers),
             graph.scalar(1),
             graph.constant(f"{name}/unit", synapse.unit.astype(np.float32)),
             self._zero(),
             "",
         ]
-        current = graph.add("MatMulIntegerToFloat", f"{name}/product", *operands, *extra, domain=MICROSOFT)
-        return self._rows(name, current, self._shape(synapse))
+        current = graph.add("MatMulIntegerToFloat", f"{made}/product", *operands, *extra, domain=MICROSOFT)
+        return self._rows(made, current, self._shape(synapse))
 
     def _shape(self, synapse: Synapse) -> Shape:
         """`[channel, y, x]` of a current."""
@@ -187,44 +201,42 @@ class MatmulForm:
         if not self.cumulative:
             return tensor
         channels, height, width = self.snn.shape_of(source)
-        return self.graph.add("Reshape", name, tensor, self.graph.integers(-1, height, width, channels))
+        return self.graph.once("Reshape", name, tensor, self.graph.integers(-1, height, width, channels))
 
-    def _neighbourhoods(self, synapse: Synapse) -> str:
+    def _neighbourhoods(self, synapse: Synapse, step: int | None) -> str:
         """uint8 `[batch, y, x, kernel y * kernel x * channel]`: what each output position sees."""
-        graph, source = self.graph, synapse.source
+        graph, source = self.graph, self._as_bytes(synapse.source, step)
         (ky, kx), (sy, sx) = synapse.weight.shape[2:], synapse.stride
         (py, px), (_, size_y, size_x) = synapse.padding, self._shape(synapse)
         name = f"{source}/{ky}x{kx}_{sy}{sx}_{py}{px}"
         if graph.has(name):
             return name
-        seen = self._padded(f"{source}/padded_{py}{px}", self._as_bytes(source), synapse.padding, self._zero())
+        seen = self._padded(f"{source}/padded_{py}{px}", source, synapse.padding, self._zero())
         for axis, kernel, stride, size in ((X, kx, sx, size_x), (Y, ky, sy, size_y)):
             parts = self._shifted(f"{name}/{'_yx'[axis]}", seen, axis, kernel, stride, size)
             seen = graph.add("Concat", f"{name}/{'_yx'[axis]}", *parts, axis=CHANNEL) if len(parts) > 1 else parts[0]
         return graph.add("Identity", name, seen)
 
-    def _numbers(self, source: str) -> str:
+    def _numbers(self, source: str, step: int | None) -> str:
         """float32 `[batch, y, x, channel]`: what a source emits; the image `[batch, channel, y, x]`."""
-        if source not in self.trains:
-            joined = self.graph.batched(f"{source}/emitted", self._emitted[source])
-            self.trains[source] = self._image(source, joined, f"{source}/numbers")
-        return self.trains[source]
+        if source == INPUT:
+            return self.trains[INPUT]
+        return self._train(f"{source}/numbers", source, self._emitted[source], step)
 
-    def _as_bytes(self, source: str) -> str:
+    def _as_bytes(self, source: str, step: int | None) -> str:
         """uint8 `[batch, y, x, channel]`: what a source emits."""
-        graph, name = self.graph, f"{source}/bytes"
-        if name in self.trains:
-            return self.trains[name]
-        if source in self._emitted:
-            numbers = enumerate(self._emitted[source])
-            parts = self._bytes.get(source) or [
-                graph.add("Cast", f"{name}.{step}", number, to=TensorProto.UINT8) for step, number in numbers
+        name = f"{source}/bytes"
+        if not self._bytes.get(source):
+            self._bytes[source] = [
+                self.graph.add("Cast", f"{name}.cast.{index}", number, to=TensorProto.UINT8)
+                for index, number in enumerate(self._emitted[source])
             ]
-            made = self._image(source, graph.batched(f"{name}.joined", parts), name)
-        else:
-            made = graph.add("Cast", name, self._numbers(source), to=TensorProto.UINT8)
-        self.trains[name] = made
-        return made
+        return self._train(name, source, self._bytes[source], step)
+
+    def _train(self, name: str, source: str, parts: list[str], step: int | None) -> str:
+        """The image of a step, or of all steps joined."""
+        part = self.graph.batched(f"{name}.joined", parts) if step is None else parts[step]
+        return self._image(source, part, numbered(name, step))
 
     def _largest_byte(self, source: str) -> int:
         return self.snn.largest_values()[source] * (self.snn.method.levels if self.cumulative else 1)

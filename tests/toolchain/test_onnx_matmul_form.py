@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamic_confidence.runtime.manifest import GraphForm, Method
+from dynamic_confidence.toolchain import onnx_matmul_form
 from dynamic_confidence.toolchain.onnx_from_snn import StepGraph, onnx_from_snn
 from dynamic_confidence.toolchain.snn import INPUT, Layer, Pool, Snn, Synapse
 
@@ -35,6 +37,7 @@ def random_snn(method: str, levels: int, seed: int) -> Snn:
     first = Layer("first", (synapse(INPUT, (3, 2, 3, 3), **padded),), bias(3, 6, 6), (3, 6, 6), 1.0)
     both = (synapse(INPUT, (3, 2, 1, 1)), synapse("first", (3, 3, 3, 3), **padded), Synapse("first", np.array(0.75)))
     pool = Pool("pool", "second", (2, 2), (2, 2), (0, 0), (3, 3, 3))
+    gained = (synapse("fourth", (4, 4, 1, 1)), Synapse("third", np.array(0.75)))
     strided = (synapse("second", (4, 3, 1, 1), stride=(2, 2)), synapse("pool", (4, 3, 3, 3), **padded))
     nodes = (
         first,
@@ -42,7 +45,8 @@ def random_snn(method: str, levels: int, seed: int) -> Snn:
         pool,
         Layer("third", strided, bias(4, 1, 1), (4, 3, 3), 1.0),
         Layer("fourth", (Synapse("third", np.array(1.0)),), np.zeros((4, 1, 1)), (4, 3, 3), 1.0),
-        Pool("plane", "fourth", (3, 3), (1, 1), (0, 0), (4, 1, 1)),
+        Layer("fifth", gained, bias(4, 3, 3), (4, 3, 3), 1.0),
+        Pool("plane", "fifth", (3, 3), (1, 1), (0, 0), (4, 1, 1)),
     )
     readout = Layer(
         "readout", (Synapse("plane", rng.integers(-9, 9, (5, 4, 1, 1)) / 8),), bias(5, 1, 1), (5, 1, 1), 1.0
@@ -50,8 +54,10 @@ def random_snn(method: str, levels: int, seed: int) -> Snn:
     return Snn(Method(method, levels, levels if method == "qffs" else None), (2, 6, 6), nodes, readout)
 
 
-def written(snn: Snn, form: GraphForm, k: int, *, frames: bool = False) -> StepGraph:
-    return onnx_from_snn(snn, steps_per_call=k, frames=frames, count_spikes=True, form=form)
+def written(snn: Snn, form: GraphForm, k: int, *, frames: bool = False, by_step: bool = False) -> StepGraph:
+    """`by_step`: these layers are all small; make currents of single steps as if they were not."""
+    with mock.patch.object(onnx_matmul_form, "CACHED", 0 if by_step else onnx_matmul_form.CACHED):
+        return onnx_from_snn(snn, steps_per_call=k, frames=frames, count_spikes=True, form=form)
 
 
 def answers(graph: StepGraph, images: np.ndarray, started_anew: int | None = None) -> list[np.ndarray]:
@@ -77,33 +83,54 @@ def images(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (CALLS, *shape, 2, 6, 6)).astype(np.uint8)
 
 
+@pytest.mark.parametrize("by_step", [False, True])
 @pytest.mark.parametrize("method", ["qcfs", "qffs"])
 @pytest.mark.parametrize("levels", [1, 3, 15, 32, 33, 128, 129, 255, 256, 1000])
-def test_all_levels_give_the_bits_of_the_form_conv(method: str, levels: int):
+def test_all_levels_give_the_bits_of_the_form_conv(method: str, levels: int, by_step: bool):
     """4 * 32 and 128 are the largest bytes; from 256 on, numbers of spikes are none."""
     snn = random_snn(method, levels, seed=levels)
     pixels = images(levels, BATCH)
     expected = answers(written(snn, "conv", 4), pixels)
-    found = answers(written(snn, "matmul", 4), pixels)
+    found = answers(written(snn, "matmul", 4, by_step=by_step), pixels)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
     spikes = expected[3 :: len(expected) // CALLS]
     assert sum(array.sum() for array in spikes) > 500
 
 
-@pytest.mark.parametrize(("levels", "products"), [(3, 3), (32, 3), (33, 2), (128, 2), (129, 0)])
+@pytest.mark.parametrize(("levels", "products"), [(3, 4), (32, 4), (33, 3), (128, 3), (129, 0)])
 def test_numbers_of_spikes_that_make_no_byte_are_convolved_in_float32(levels: int, products: int):
     graph = written(random_snn("qffs", levels, seed=0), "matmul", 1).model.graph
     assert [node.op_type for node in graph.node].count("MatMulIntegerToFloat") == products
 
 
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+def test_products_of_large_layers_are_made_step_by_step(method: str):
+    """Neighbourhoods of `third` and `fifth` are larger than their weights; the image comes into `second`, too."""
+    graph = written(random_snn(method, 3, seed=0), "matmul", 4, by_step=True).model.graph
+    layers = [node.name.split("/")[0] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert {layer: layers.count(layer) for layer in layers} == {"second": 1, "third": 8, "fifth": 4}
+    assert len({tensor.name for tensor in graph.initializer}) == len(graph.initializer)
+    assert sum(tensor.name.endswith("w.int8") for tensor in graph.initializer) == 4
+
+
 @settings(deadline=None, max_examples=12)
-@given(st.sampled_from(["qcfs", "qffs"]), st.integers(1, 9), st.integers(1, 3), st.booleans(), st.integers(0, 2**32))
-def test_images_that_change_and_rows_that_start_anew(method: str, levels: int, k: int, frames: bool, seed: int):
+@given(
+    st.sampled_from(["qcfs", "qffs"]),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_images_that_change_and_rows_that_start_anew(
+    method: str, levels: int, k: int, frames: bool, by_step: bool, seed: int
+):
     snn = random_snn(method, levels, seed)
     pixels = images(seed, k, BATCH) if frames else images(seed, BATCH)
     found, expected = (
-        answers(written(snn, form, k, frames=frames), pixels, started_anew=1) for form in ("matmul", "conv")
+        answers(written(snn, form, k, frames=frames, by_step=by_step), pixels, started_anew=1)
+        for form in ("matmul", "conv")
     )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -112,7 +139,16 @@ def test_images_that_change_and_rows_that_start_anew(method: str, levels: int, k
 def test_qffs_keeps_a_number_of_spikes_and_no_membrane():
     """Only what the image has brought is a sum, since another image may come."""
     states = [state.input for state in written(random_snn("qffs", 3, seed=0), "matmul", 1).states]
-    assert states == ["t_in", "s_in.first", "n_in.first", "s_in.second", "n_in.second", "n_in.third", "n_in.fourth"]
+    assert states == [
+        "t_in",
+        "s_in.first",
+        "n_in.first",
+        "s_in.second",
+        "n_in.second",
+        "n_in.third",
+        "n_in.fourth",
+        "n_in.fifth",
+    ]
 
 
 def test_a_network_without_biases():

@@ -101,7 +101,7 @@ def _numbers(tuning: Tuning) -> dict[str, Any]:
     return {
         "exit_histogram": tuning.histogram.tolist(),
         "costs_ms": {str(size): cost.round(DIGITS).tolist() for size, cost in tuning.costs.items()},
-        "call_samples_ms": {str(size): found.round(DIGITS).tolist() for size, found in tuning.call_samples_ms.items()},
+        "call_samples": [(*sample[:3], round(sample.ms, DIGITS)) for sample in tuning.call_samples],
         "fixed": {candidate.name: plain(candidate) for candidate in tuning.fixed},
         "schedule": None if tuning.schedule is None else plain(tuning.schedule),
         "chosen": tuning.chosen.name,

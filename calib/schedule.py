@@ -9,21 +9,26 @@ import numpy as np
 from ..runtime.errors import DynamicConfidenceError
 
 Costs = Mapping[int, np.ndarray]
-"""K -> milliseconds `[step]` of a call of K steps that starts after 0, 1, … T - 1 steps.
+"""K -> milliseconds `[switched, step]` of a call of K steps that starts after 0, 1, … T - 1 steps.
 
-They depend on the start: the first call of an input finds cold caches and a new image, and an engine that skips what
-does not spike needs less time where less does.
+They depend on the start: the first call of an input finds a new image, and an engine that skips what does not spike
+needs less time where less does. After a call of another K (switched: 1) a call finds other tensors in the caches.
 """
+SAME, OTHER = 0, 1
+"""Rows of the costs."""
+NONE = 0
+"""The length of no call."""
 
 
 def best_schedule(histogram: np.ndarray, costs: Costs) -> tuple[int, ...]:
     """Return the steps of the calls, one after another, with the least expected milliseconds until the exit.
 
-        V(s) = min over K of  P(exit > s) cost_K(s) + V(s + K),   V(s >= T) = 0
+        V(s, L) = min over K of  P(exit > s) cost_K(s, K != L) + V(s + K, K),   V(s >= T, L) = 0
 
-    where V(0) is the latency: an input pays for every call that starts before its exit (dynamic programming; this is
-    E(s) = min cost_K(s) + P(exit > s+K | exit > s) E(s+K) times P(exit > s)). What nothing is seen to reach costs
-    nothing; there the calls are those that reach T soonest.
+    with L, the steps of the call before. V(0, L) is the latency: an input pays for every call that starts before its
+    exit (dynamic programming; this is E(s) = min cost_K(s) + P(exit > s+K | exit > s) E(s+K) times P(exit > s)). The
+    first call counts as switched: the last one of the input before was most likely another. What nothing is seen to
+    reach costs nothing; there the calls are those that reach T soonest.
     Shapes: histogram `[step]`, the share of inputs that stop at each step 1 … T.
     Raises: DynamicConfidenceError for shares that do not add up to 1, or costs that are not positive, T for each K.
     """
@@ -31,16 +36,19 @@ def best_schedule(histogram: np.ndarray, costs: Costs) -> tuple[int, ...]:
     _check_costs(costs, len(histogram))
     steps = len(histogram)
     # Expected milliseconds from step s on, and those of an input that runs to the end, which decide between equals.
-    best: list[tuple[float, float, int]] = [(0.0, 0.0, 0)] * steps
+    best: dict[tuple[int, int], tuple[float, float, int]] = {}
     for start in reversed(range(steps)):
-        choices = []
-        for size, cost in costs.items():
-            after = best[start + size][:2] if start + size < steps else (0.0, 0.0)
-            choices.append((reaching[start] * cost[start] + after[0], cost[start] + after[1], -size))
-        best[start] = min(choices)
-    calls: list[int] = []
+        for last in costs if start else (NONE,):
+            choices = []
+            for size, cost in costs.items():
+                ms = cost[OTHER if size != last else SAME, start]
+                after = best.get((start + size, size), (0.0, 0.0, 0))
+                choices.append((reaching[start] * ms + after[0], ms + after[1], -size))
+            best[start, last] = min(choices)
+    calls, last = [], NONE
     while sum(calls) < steps:
-        calls.append(-best[sum(calls)][2])
+        last = -best[sum(calls), last][2]
+        calls.append(last)
     return tuple(calls)
 
 
@@ -49,6 +57,7 @@ def expected_latency(calls: Sequence[int], histogram: np.ndarray, costs: Costs) 
 
         sum over calls of  P(exit > steps done before it) * cost of the call
 
+    The first call counts as switched unless all calls are of one length.
     Shapes and errors as for `best_schedule`; and DynamicConfidenceError for a call without a cost.
     """
     reaching = _reaching(histogram)
@@ -56,11 +65,11 @@ def expected_latency(calls: Sequence[int], histogram: np.ndarray, costs: Costs) 
     unknown = set(calls) - costs.keys()
     if unknown or not calls:
         raise DynamicConfidenceError(f"calls {list(calls)}: expected at least one, each with a cost: {list(costs)}.")
-    total, done, number = 0.0, 0, 0
+    total, done, number, last = 0.0, 0, 0, calls[0] if len(set(calls)) == 1 else NONE
     while done < len(histogram):
         size = calls[min(number, len(calls) - 1)]
-        total += float(reaching[done] * costs[size][done])
-        done, number = done + size, number + 1
+        total += float(reaching[done] * costs[size][OTHER if size != last else SAME, done])
+        done, number, last = done + size, number + 1, size
     return total
 
 
@@ -86,9 +95,9 @@ def _reaching(histogram: np.ndarray) -> np.ndarray:
 def _check_costs(costs: Costs, steps: int) -> None:
     if not costs or min(costs) < 1 or not all(_is_cost(cost, steps) for cost in costs.values()):
         raise DynamicConfidenceError(
-            f"costs {dict(costs)}: expected {steps} positive milliseconds for each length of call, from 1 step on."
+            f"costs {dict(costs)}: expected [2, {steps}] positive milliseconds for each length of call, from 1 step on."
         )
 
 
 def _is_cost(cost: np.ndarray, steps: int) -> bool:
-    return cost.shape == (steps,) and bool(((cost > 0) & (cost < np.inf)).all())
+    return cost.shape == (2, steps) and bool(((cost > 0) & (cost < np.inf)).all())

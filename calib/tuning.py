@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..runtime.engine import Engine, EngineOptions, holds_several, onnx_backend,
 from ..runtime.errors import CheckFailed, DynamicConfidenceError
 from ..runtime.exit_policy import ExitPolicy, policy_from_manifest
 from ..runtime.manifest import Manifest, Schedule
-from ..runtime.stepping import Answer, Answers, infer
+from ..runtime.stepping import Answer, infer
+from .call_costs import CallSample, costs_of_calls, probing_calls, samples_of, typical
 from .exits import histogram
 from .labelled_images import LabelledImages
 from .schedule import best_schedule, expected_latency, shortened
@@ -57,9 +59,9 @@ class Tuning:
     histogram: np.ndarray
     """Share of the inputs that stop at each step, `[step]`."""
     costs: dict[int, np.ndarray]
-    """Milliseconds of a call of each K, `[step]`: of one that starts after so many steps."""
-    call_samples_ms: dict[int, np.ndarray]
-    """Of each K `[image, call]`, in runs without an exit."""
+    """Milliseconds of a call of each K, `[switched, step]` (`schedule.Costs`)."""
+    call_samples: list[CallSample]
+    """What they follow from."""
     fixed: tuple[Candidate, ...]
     """Every K."""
     schedule: Candidate | None
@@ -67,8 +69,7 @@ class Tuning:
 
     @property
     def cost_ms(self) -> dict[int, float]:
-        """Of a call of each K, the median over its starts but the first."""
-        return {size: float(np.median(cost[1:] if len(cost) > 1 else cost)) for size, cost in self.costs.items()}
+        return typical(self.costs)
 
     @property
     def best_fixed(self) -> Candidate:
@@ -148,7 +149,7 @@ def tune(
         opened = [stack.enter_context(open_engine(path, call_sizes=group, **engine_kind)) for group in groups]
         engines = {size: engine for group, engine in zip(groups, opened, strict=True) for size in group}
         policy = policy_from_manifest(manifest)
-        samples = _call_samples(engines, policy, images, exits, seconds, track)
+        samples = _call_samples(engines, several, policy, images, exits, seconds, track)
         costs = costs_of_calls(samples, manifest.max_steps)
         shares = histogram(exits, manifest.max_steps) if shares is None else shares
         ways: dict[str, tuple[int, ...]] = {f"K = {size}": (size,) for size in sizes}
@@ -166,56 +167,37 @@ def tune(
             threads=engine_kind.get("threads"),
             histogram=shares,
             costs=costs,
-            call_samples_ms=samples,
+            call_samples=samples,
             fixed=tuple(found[: len(sizes)]),
             schedule=found[-1] if "schedule" in ways else None,
         )
 
 
-def costs_of_calls(samples: Mapping[int, np.ndarray], steps: int) -> dict[int, np.ndarray]:
-    """Return the milliseconds of a call of each K by the steps before it, from runs of one K each.
-
-        cost_K(s) = median over images of the call that starts after s steps, linear between them
-
-    Between the first start and the second it is that of the second: the first call alone finds cold caches and a new
-    image. What that adds is known from the other K where a K has but one call (K >= T).
-    Shapes: samples `[image, call]` of each K -> `[step]`.
-    """
-    medians = {size: np.median(found, axis=0) for size, found in samples.items()}
-    added = [found[0] - found[1] for found in medians.values() if len(found) > 1]
-    start = max(0.0, float(np.median(added))) if added else 0.0
-    costs = {}
-    for size, found in medians.items():
-        # A start measured elsewhere may exceed all of a single call.
-        later = found[1:] if len(found) > 1 else np.array([max(found[0] - start, found[0] / 2)])
-        costs[size] = np.interp(np.arange(steps), size * (1 + np.arange(len(later))), later)
-        costs[size][0] = found[0]
-    return costs
-
-
 def _call_samples(
     engines: Mapping[int, Engine],
+    several: bool,
     policy: ExitPolicy,
     images: LabelledImages,
     exits: np.ndarray,
     seconds: float,
     track: Track,
-) -> dict[int, np.ndarray]:
-    """Milliseconds of the calls of each K, with all that the loop does around them, in runs without an exit."""
-    # Not `without_exit`: what a metric's score costs is a part of the call.
-    endless = replace(policy, threshold=1.0, quiet_after=None)
+) -> list[CallSample]:
+    """Time calls, with all that the loop does around them, of inputs that stop as all do; lengths in random order."""
+    sizes, rng, rows = tuple(engines), np.random.default_rng(0), representative(exits, MOST)
 
-    def ends_ms(size: int, pixels: np.ndarray) -> list[float]:
-        return _twice(engines[size], pixels, endless, (size,)).call_ends_ms
+    def run(row: int, calls: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
+        ends_ms = infer(engines[calls[0]], _image(images, row), policy, calls=calls).call_ends_ms
+        return calls, np.diff(ends_ms, prepend=0.0).tolist()
 
-    first = _image(images, 0)
-    one_image = [2 * sum(ends_ms(size, first)[-1] for size in engines) for _ in range(WARM_UPS)][-1]
-    found: dict[int, list[np.ndarray]] = {size: [] for size in engines}
-    for row in track(representative(exits, _affordable(seconds, one_image)).tolist(), "measuring calls"):
-        pixels = _image(images, row)
-        for size, samples in found.items():
-            samples.append(np.diff(ends_ms(size, pixels), prepend=0.0))
-    return {size: np.stack(samples) for size, samples in found.items()}
+    def drawn() -> Iterator[tuple[int, ...]]:
+        while True:  # each first as often as the others, and twice in a row: then it may follow one of its own length
+            for size in np.repeat(sizes, 2).tolist():
+                yield probing_calls(sizes if several else (size,), size, policy.max_steps, rng)
+
+    warm = [sum(run(row, (size,))[1]) for row in rows[:WARM_UPS] for size in sizes]
+    count = len(sizes) * _affordable(seconds, float(np.mean(warm)) * len(sizes))
+    planned = list(zip(np.resize(rows, count).tolist(), islice(drawn(), count), strict=True))
+    return samples_of([run(*one) for one in track(planned, "measuring calls")])
 
 
 def _latencies(
@@ -231,11 +213,13 @@ def _latencies(
     """Milliseconds until the answer of every way, `[image, round]`; each image goes through all of them in turn."""
     times, order = {name: np.zeros((len(rows), ROUNDS)) for name in ways}, np.random.default_rng(0)
     for index, row in enumerate(track(rows.tolist(), "measuring latency")):
-        pixels, first = _image(images, row), None
+        before, pixels, first = _image(images, rows[index - 1]), _image(images, row), None
         for turn in range(ROUNDS):
             for name in order.permutation(list(ways)).tolist():
                 calls = ways[name]
-                answer = _twice(engines[calls[0]], pixels, policy, calls).rows[0]
+                # What ran before, another K perhaps, has left another cache: so first an image by these calls, too.
+                infer(engines[calls[0]], before, policy, calls=calls)
+                answer = infer(engines[calls[0]], pixels, policy, calls=calls).rows[0]
                 times[name][index, turn] = answer.ms
                 first = first or answer
                 if exact and not _same(answer, first):
@@ -245,12 +229,6 @@ def _latencies(
                         "or a backend that does not compute in float32: please report it."
                     )
     return times
-
-
-def _twice(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, calls: Sequence[int]) -> Answers:
-    """Run twice and return the second run's answers: what ran before, another K perhaps, has left another cache."""
-    infer(engine, pixels, policy, calls=calls)
-    return infer(engine, pixels, policy, calls=calls)
 
 
 def _same(one: Answer, other: Answer) -> bool:

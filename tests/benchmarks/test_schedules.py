@@ -53,7 +53,8 @@ def test_every_network_is_measured_and_left_alone(
             assert one["best_fixed_over_this"] == pytest.approx(best / one["measured_ms"])
             assert one["measured_over_expected"] == pytest.approx(one["measured_ms"] / one["expected_ms"])
         assert row["same_answers"] is True
-        assert set(row["call_samples_ms"]) == {"1", "2", "4"}
+        assert {sample[0] for sample in row["call_samples"]} == {1, 2, 4}
+        assert all(len(sample) == 4 and sample[3] > 0 for sample in row["call_samples"])
         # Made for one half, timed on the other.
         steps = np.arange(1, 13) @ np.array(row["exit_histogram"])
         assert steps == pytest.approx(row["mean_steps"]["tuned on"]) != row["mean_steps"]["timed on"]

@@ -18,7 +18,7 @@ COSTS = {1: 1.0, 2: 1.6, 4: 2.8}
 
 def constant(cost: dict[int, float], steps: int) -> dict[int, np.ndarray]:
     """Costs that do not depend on the steps before a call."""
-    return {size: np.full(steps, ms) for size, ms in cost.items()}
+    return {size: np.full((2, steps), ms) for size, ms in cost.items()}
 
 
 def every_schedule(steps: int, sizes: list[int]) -> Iterator[tuple[int, ...]]:
@@ -32,13 +32,13 @@ def every_schedule(steps: int, sizes: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def mean_latency(calls: tuple[int, ...], exits: list[int], cost: dict[int, np.ndarray]) -> float:
-    """Input by input: it pays for calls until its exit is done."""
+    """Input by input: it pays for calls until its exit is done. Of calls of one length no call is switched."""
     total = 0.0
     for exit_step in exits:
-        done = 0
+        done, last = 0, calls[0] if len(set(calls)) == 1 else None
         for size in calls:
-            total += cost[size][done]
-            done += size
+            total += cost[size][int(size != last), done]
+            done, last = done + size, size
             if done >= exit_step:
                 break
     return total / len(exits)
@@ -49,8 +49,11 @@ def cases(draw: st.DrawFn) -> tuple[int, list[int], dict[int, np.ndarray]]:
     steps = draw(st.integers(1, 8))
     exits = draw(st.lists(st.integers(1, steps), min_size=1, max_size=12))
     sizes = draw(st.sets(st.integers(1, 9), min_size=1, max_size=3))
-    some = st.lists(st.floats(0.1, 9.0), min_size=steps, max_size=steps).map(np.array)
-    return steps, exits, {size: draw(some) for size in sorted(sizes)}
+    some = st.lists(st.floats(0.1, 9.0), min_size=2 * steps, max_size=2 * steps).map(np.array)
+    costs = {size: draw(some).reshape(2, steps) for size in sorted(sizes)}
+    for cost in costs.values():
+        cost[0, 0] = cost[1, 0]  # or the first call of a fixed K costs something else than that of a schedule
+    return steps, exits, costs
 
 
 @given(cases())
@@ -101,8 +104,25 @@ def test_long_calls_where_nothing_stops(exits: list[int], steps: int, calls: tup
 
 def test_the_cost_of_a_call_may_depend_on_its_start():
     """Four steps at once are dear at first, where all spikes, and cheap after that."""
-    costs = {1: np.full(8, 1.0), 4: np.array([9.0, 9.0, *[2.5] * 6])}
+    costs = {1: np.full((2, 8), 1.0), 4: np.tile([9.0, 9.0, *[2.5] * 6], (2, 1))}
     assert best_schedule(histogram(np.array([8]), 8), costs) == (1, 1, 4, 1, 1)
+
+
+def test_a_change_of_length_may_cost():
+    """4 and then single steps, or 4 and 4: it depends on what the first single step costs more."""
+    shares = histogram(np.array([5, 5, 6, 8]), 8)
+    costs = constant({1: 1.0, 4: 2.9}, 8)
+    assert best_schedule(shares, costs) == (4, 1, 1, 1, 1)
+    costs[1][1] = 2.2
+    assert best_schedule(shares, costs) == (4, 4)
+
+
+def test_the_first_call_of_a_schedule_is_switched_and_that_of_a_fixed_k_is_not():
+    costs = {size: np.array([[1.0] * 4, [3.0] * 4]) for size in (1, 2)}
+    shares = histogram(np.array([4]), 4)
+    assert expected_latency((2,), shares, costs) == 2.0
+    assert expected_latency((2, 2), shares, costs) == 2.0
+    assert expected_latency((2, 1, 1), shares, costs) == 3.0 + 3.0 + 1.0
 
 
 @pytest.mark.parametrize(
@@ -111,10 +131,14 @@ def test_the_cost_of_a_call_may_depend_on_its_start():
         ([0.5, 0.4], COSTS, r"exit histogram of shape \(2,\) with sum 0\.9: expected shares .* add up to 1"),
         ([], COSTS, r"exit histogram of shape \(0,\)"),
         ([1.5, -0.5], COSTS, "exit histogram"),
-        ([1.0], {}, r"costs \{\}: expected 1 positive milliseconds"),
-        ([1.0], {0: 1.0}, r"costs \{0: array\(\[1\.\]\)\}: expected 1 positive milliseconds"),
-        ([1.0], {1: 0.0}, r"costs \{1: array\(\[0\.\]\)\}: expected 1 positive milliseconds"),
-        ([1.0], {1: float("nan")}, r"costs \{1: array\(\[nan\]\)\}: expected 1 positive milliseconds"),
+        ([1.0], {}, r"costs \{\}: expected \[2, 1\] positive milliseconds"),
+        ([1.0], {0: 1.0}, r"costs \{0: array\(\[\[1\.\],\s+\[1\.\]\]\)\}: expected \[2, 1\] positive milliseconds"),
+        ([1.0], {1: 0.0}, r"costs \{1: array\(\[\[0\.\],\s+\[0\.\]\]\)\}: expected \[2, 1\] positive milliseconds"),
+        (
+            [1.0],
+            {1: float("nan")},
+            r"costs \{1: array\(\[\[nan\],\s+\[nan\]\]\)\}: expected \[2, 1\] positive milliseconds",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(shares: list[float], cost: dict[int, float], message: str):

@@ -17,7 +17,6 @@ from dynamic_confidence.calib.schedule import expected_latency
 from dynamic_confidence.calib.tuning import (
     Candidate,
     Tuning,
-    costs_of_calls,
     exits_of_images,
     representative,
     tune,
@@ -47,20 +46,6 @@ def test_they_come_in_a_mixed_order():
     assert abs(np.corrcoef(found, np.arange(50))[0, 1]) < 0.4
 
 
-def test_what_a_call_costs_depends_on_its_start():
-    """As measured where it was, between that linearly; a single call tells its cost by what the others start with."""
-    samples = {1: np.array([[3.0, 1.0, 1.0, 2.0, 1.0, 1.0]] * 3), 2: np.array([[3.5, 2.0, 1.0]] * 2 + [[9.0] * 3])}
-    samples[8] = np.array([[6.0], [6.0], [7.0]])
-    found = costs_of_calls(samples, 6)
-    assert {size: cost.tolist() for size, cost in found.items()} == {
-        1: [3.0, 1.0, 1.0, 2.0, 1.0, 1.0],
-        2: [3.5, 2.0, 2.0, 1.5, 1.0, 1.0],
-        8: [6.0, *[4.25] * 5],  # without the median of 2 and 1.5
-    }
-    assert costs_of_calls({8: np.array([[6.0], [6.0]])}, 2)[8].tolist() == [6.0, 6.0]
-    assert costs_of_calls({8: np.array([[6.0]]), 1: np.array([[9.0, 1.0]])}, 2)[8].tolist() == [6.0, 3.0]
-
-
 def found(name: str, calls: tuple[int, ...], ms: float) -> Candidate:
     samples = np.array([[ms - 0.5, ms - 0.5, 99.0], [ms + 0.5, ms + 0.5, 0.0]])
     return Candidate(name, calls, ms, samples)
@@ -80,8 +65,8 @@ def test_a_schedule_must_be_clearly_faster(fixed: tuple[float, float], mixed: fl
         engine="ONNX Runtime",
         threads=1,
         histogram=np.array([0.5, 0.5]),
-        costs={1: np.array([5.0, 1.0]), 4: np.array([9.0, 3.0])},
-        call_samples_ms={},
+        costs={1: np.array([[5.0, 1.0], [6.0, 6.0]]), 4: np.array([[9.0, 3.0], [9.0, 9.0]])},
+        call_samples=[],
         fixed=(found("K = 1", (1,), fixed[0]), found("K = 4", (4,), fixed[1])),
         schedule=None if mixed is None else found("schedule", (4, 1), mixed),
     )
@@ -160,7 +145,7 @@ def test_a_schedule_is_measured_where_one_is_expected_to_win(
     calibrated: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     manifest, images = listed(calibrated, data)
-    flat = {size: np.full(manifest.max_steps, ms) for size, ms in {1: 1.0, 2: 1.9, 4: 2.0}.items()}
+    flat = {size: np.full((2, manifest.max_steps), ms) for size, ms in {1: 1.0, 2: 1.9, 4: 2.0}.items()}
     monkeypatch.setattr(module, "costs_of_calls", lambda samples, steps: flat)
     found = tune(calibrated, manifest, images, np.array([4, 5, 5, 5] * 16), seconds=0.01)
     assert found.schedule is not None

@@ -91,7 +91,7 @@ def test_a_dry_run_writes_nothing(network: Path, data: Path):
 
 def test_the_table(network: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        tuning, "costs_of_calls", lambda samples, steps: {k: np.full(steps, ms) for k, ms in COSTS.items()}
+        tuning, "costs_of_calls", lambda samples, steps: {k: np.full((2, steps), ms) for k, ms in COSTS.items()}
     )
     result = run(network, "--data", data, "--seconds", 0.01, "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output

@@ -9,10 +9,8 @@ from ..models.checkpoint import Checkpoint
 from ..models.quantiser import initialise_scales, quantisers
 from ..models.registry import build
 from ..runtime.manifest import Preprocessing
+from .preprocessings import CIFAR
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR = Preprocessing(color="RGB", height=32, width=32, mean=MEAN, std=STD)
-IMAGENET = Preprocessing(color="RGB", height=224, width=224, mean=MEAN, std=STD, resize_shorter_side=256)
 PIXELS = 65536
 """Of the random images, in all, that settle the batch statistics and the quantisers; four images at least."""
 

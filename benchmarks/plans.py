@@ -145,7 +145,8 @@ def checkpoint_of(network: str) -> Checkpoint:
     """The network of the matrix with this name; torch is told to use as many threads as `dc-export` would."""
     from ..toolchain.export import CHECK_IMAGES
     from ..toolchain.threads import operations_per_batch, use_threads
-    from .networks import CIFAR, IMAGENET, random_checkpoint
+    from .networks import random_checkpoint
+    from .preprocessings import CIFAR, IMAGENET
 
     form, classes = NETWORKS[network]
     preprocessing = {"cifar": CIFAR, "imagenet": IMAGENET}[form]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import msgspec
 from .. import __version__
 from ..runtime.errors import DynamicConfidenceError
 from ..runtime.files import write_atomically
+from ..runtime.manifest_json import decode_whole
 from .processor import processor
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch", "torchvision")
@@ -58,6 +60,37 @@ def commit() -> str:
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def require(holds: bool, message: str) -> None:
+    """For the checks of a record's parts. Raises: ValueError, to which msgspec adds where in the file it is."""
+    if not holds:
+        raise ValueError(message)
+
+
+def require_alike(**lists: Sized) -> None:
+    """Raise a ValueError unless they have equally many entries, at least one."""
+    found = {name: len(values) for name, values in lists.items()}
+    alike = len(set(found.values())) == 1 and min(found.values()) > 0
+    require(alike, f"{found} entries, expected equally many, at least one")
+
+
+def require_times(ms: Iterable[float]) -> None:
+    """Raise a ValueError unless these are times."""
+    require(all(0 < value < math.inf for value in ms), "milliseconds must be positive and finite")
+
+
+def read_record(path: Path, kind: Any, title: str, again: str) -> Any:
+    """Read a typed record, or one of a union of them; `title` is what it is called, `again` how to get another.
+
+    Raises: DynamicConfidenceError for what is no such record, with the key at fault.
+    """
+    try:
+        return decode_whole(path.read_bytes(), kind)
+    except OSError as error:
+        raise DynamicConfidenceError(f"{path}: cannot be read ({error}). {again}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DynamicConfidenceError(f"{path}: not {title} ({error}). {again}") from error
 
 
 def write_study(path: Path, study: str, results: dict[str, Any]) -> None:

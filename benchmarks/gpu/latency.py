@@ -20,7 +20,8 @@ from ...runtime.plan_file import LIBRARIES, Flavour
 from ...runtime.stepping import infer
 from ...toolchain.export import ExportOptions, export
 from ...toolchain.self_check import synthetic_pixels
-from ..networks import CIFAR, random_checkpoint
+from ..networks import random_checkpoint
+from ..preprocessings import CIFAR
 from .plans import build, installed
 
 NETWORKS = ("resnet20", "resnet18", "vgg16")

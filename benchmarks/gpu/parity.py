@@ -18,7 +18,8 @@ from ...runtime.manifest import Precision
 from ...runtime.stepping import infer, run_to_the_end
 from ...toolchain.export import ExportOptions, export
 from ...toolchain.self_check import synthetic_pixels
-from ..networks import CIFAR, random_checkpoint
+from ..networks import random_checkpoint
+from ..preprocessings import CIFAR
 from .plans import build
 
 IMAGES = 32

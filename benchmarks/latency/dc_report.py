@@ -1,4 +1,4 @@
-"""dc-report: show latency records as one page, or as Markdown."""
+"""dc-report: show records of dc-bench or of Table 2 as one page, or as Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ...runtime.cli import command_errors
 @click.version_option(package_name="dynamic-confidence")
 @command_errors
 def main(records: tuple[Path, ...], output: Path | None, as_markdown: bool) -> None:
-    """Show RECORDS of dc-bench as one HTML page that needs nothing else: it can be mailed, printed, kept.
+    """Show RECORDS as one HTML page that needs nothing else: it can be mailed, printed, kept.
+
+    A record says what it is: dc-bench's, or that of `python -m dynamic_confidence.benchmarks.table2`.
 
     Everything in it is computed from the records. Several of them stand beside each other; the page warns where they
     come from different machines, other software or other images. The page needs the packages of the extra `report`,
@@ -26,24 +28,22 @@ def main(records: tuple[Path, ...], output: Path | None, as_markdown: bool) -> N
     Examples:
       dc-report record.json -o report.html
       dc-report desktop.json jetson.json -o report.html
+      dc-report table2.json -o table2.html
       dc-report record.json --markdown
     """
     from ...runtime.errors import DynamicConfidenceError
     from ...runtime.files import write_atomically
-    from .record import read_record
-    from .report import markdown, write_report
+    from .report import html_of, markdown_of
+    from .report_records import page_of_files
 
     if output is None and not as_markdown:
         raise DynamicConfidenceError("no -o: expected the page's file, as in -o report.html, or --markdown.")
     if output is not None and output.resolve() in {path.resolve() for path in records}:
         raise DynamicConfidenceError(f"-o {output}: is one of the records, expected another file: -o report.html.")
-    found = [read_record(path) for path in records]
+    page, what = page_of_files(records)
+    text = markdown_of(page) if as_markdown else html_of(page)
     if output is None:
-        click.echo(markdown(found), nl=False)
+        click.echo(text, nl=False)
         return
-    if as_markdown:
-        write_atomically(output, markdown(found).encode())
-    else:
-        write_report(found, output)
-    runs = sum(len(record.runs) for record in found)
-    click.echo(f"{output}: {runs} run{'s' * (runs > 1)} of {len(found)} record{'s' * (len(found) > 1)}")
+    write_atomically(output, text.encode())
+    click.echo(f"{output}: {what}")

@@ -5,7 +5,6 @@ Its JSON schema is docs/latency_record.schema.json: `python -m dynamic_confidenc
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +12,11 @@ import msgspec
 
 from ...calib.evaluation import Evaluation
 from ...runtime.errors import DynamicConfidenceError
-from ...runtime.manifest_json import decode_whole
-from ..record import RecordPart
+from ..record import RecordPart, require, require_alike, require_times
+from ..record import read_record as read
+from .evaluation_lengths import require_lengths
 
 VERSION = 1
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
 
 
 class Gpu(RecordPart, frozen=True):
@@ -83,6 +78,9 @@ class Network(RecordPart, frozen=True):
     calibrated_on: str | None
     """null: not calibrated."""
 
+    def __post_init__(self) -> None:
+        require(self.steps > 0, f"steps {self.steps}: expected at least 1")
+
 
 class Series(RecordPart, frozen=True):
     """Milliseconds of an inference, from the reset to the answer, `[round][image]`; the last round may be cut short."""
@@ -93,9 +91,8 @@ class Series(RecordPart, frozen=True):
         lengths = [len(round_) for round_ in self.ms]
         whole = lengths[0] if lengths else 0
         fits = all(length == whole for length in lengths[:-1]) and all(0 < length <= whole for length in lengths)
-        _require(fits, f"rounds of {lengths} samples: expected at least one, as many in each, the last cut short")
-        positive = all(0 < ms < math.inf for round_ in self.ms for ms in round_)
-        _require(positive, "milliseconds must be positive and finite")
+        require(fits, f"rounds of {lengths} samples: expected at least one, as many in each, the last cut short")
+        require_times(ms for round_ in self.ms for ms in round_)
 
 
 class Overhead(RecordPart, frozen=True):
@@ -107,6 +104,9 @@ class Overhead(RecordPart, frozen=True):
     """The same of a loop that only calls the engine: what timing the calls costs. The loop adds the difference."""
     confidence_us: list[float]
     """The α-scaled softmax of a step on the host, alone: the paper's section 6.5. Graphs compute it inside."""
+
+    def __post_init__(self) -> None:
+        require_alike(loop_us=self.loop_us, bare_us=self.bare_us, confidence_us=self.confidence_us)
 
 
 class Throughput(RecordPart, frozen=True):
@@ -179,15 +179,17 @@ class Run(RecordPart, frozen=True):
 
     def __post_init__(self) -> None:
         ways = [list(map(len, series.ms)) for series in (self.with_exit, self.without_exit)]
-        _require(ways[0] == ways[1], f"rounds of {ways[0]} samples with early exit, {ways[1]} without: expected equal")
+        require(ways[0] == ways[1], f"rounds of {ways[0]} samples with early exit, {ways[1]} without: expected equal")
         images = ways[0][0] if ways[0] else 0
         found = {"exit_steps": len(self.exit_steps), "right": len(self.right)}
         found["right_without_exit"] = len(self.right_without_exit)
-        _require(set(found.values()) == {images}, f"{found} entries, expected {images}, one for each image")
+        require(set(found.values()) == {images}, f"{found} entries, expected {images}, one for each image")
         steps = self.network.steps
-        _require(len(self.step_ms) == steps, f"step_ms has {len(self.step_ms)} entries, expected {steps}")
+        require(len(self.step_ms) == steps, f"step_ms has {len(self.step_ms)} entries, expected {steps}")
         fits = all(1 <= step <= steps for step in self.exit_steps)
-        _require(fits, f"exit_steps: expected 1 to {steps}")
+        require(fits, f"exit_steps: expected 1 to {steps}")
+        if self.evaluation is not None:
+            require_lengths(self.evaluation, steps)
 
 
 class Pair(RecordPart, frozen=True):
@@ -198,6 +200,9 @@ class Pair(RecordPart, frozen=True):
     second: int
     with_exit: list[float]
     without_exit: list[float]
+
+    def __post_init__(self) -> None:
+        require_alike(with_exit=self.with_exit, without_exit=self.without_exit)
 
 
 class LatencyRecord(RecordPart, frozen=True, tag_field="study", tag="latency"):
@@ -219,7 +224,7 @@ class LatencyRecord(RecordPart, frozen=True, tag_field="study", tag="latency"):
     def __post_init__(self) -> None:
         numbers = [number for pair in self.pairs for number in (pair.first, pair.second)]
         fits = all(0 <= number < len(self.runs) for number in numbers)
-        _require(fits, f"pairs of the runs {numbers}: there are {len(self.runs)}, from 0")
+        require(fits, f"pairs of the runs {numbers}: there are {len(self.runs)}, from 0")
 
 
 def read_record(path: Path) -> LatencyRecord:
@@ -227,21 +232,17 @@ def read_record(path: Path) -> LatencyRecord:
 
     Raises: DynamicConfidenceError for what is no such record, with the key at fault, or one without a sample.
     """
-    try:
-        record = decode_whole(path.read_bytes(), LatencyRecord)
-    except OSError as error:
-        raise DynamicConfidenceError(
-            f"{path}: cannot be read ({error}). Measure a record with `dc-bench -o`."
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DynamicConfidenceError(
-            f"{path}: not a latency record of version {VERSION} ({error}). Measure one with `dc-bench net.onnx --data "
-            f"DIR -o {path}`."
-        ) from error
+    again = f"Measure one with `dc-bench net.onnx --data DIR -o {path}`."
+    record: LatencyRecord = read(path, LatencyRecord, f"a latency record of version {VERSION}", again)
+    require_samples(path, record)
+    return record
+
+
+def require_samples(path: Path, record: LatencyRecord) -> None:
+    """Raise a DynamicConfidenceError for a record without a sample."""
     if not record.runs or not all(run.with_exit.ms for run in record.runs):
         why = record.stopped or "nothing was measured"
         raise DynamicConfidenceError(f"{path}: holds no sample ({why}). Measure again.")
-    return record
 
 
 def schema() -> str:

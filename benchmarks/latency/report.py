@@ -30,11 +30,6 @@ def html(records: Sequence[LatencyRecord]) -> str:
     return html_of(page_of(records))
 
 
-def markdown(records: Sequence[LatencyRecord]) -> str:
-    """The same without pictures: all their numbers stand in tables."""
-    return markdown_of(page_of(records))
-
-
 def html_of(page: Page) -> str:
     """Write a page as HTML. Raises: BackendMissing without jinja2 or matplotlib."""
     try:
@@ -57,7 +52,7 @@ def html_of(page: Page) -> str:
 
 
 def markdown_of(page: Page) -> str:
-    """Write a page as Markdown (GitHub's: it has tables)."""
+    """Write a page as Markdown (GitHub's: it has tables), without pictures: all their numbers stand in tables."""
     blocks = [f"# {_plain(page.title)}", *map(_bold, page.headlines), *map(_warning, page.warnings)]
     for section in page.sections:
         blocks.append(f"{'#' * section.level} {_plain(section.title)}")

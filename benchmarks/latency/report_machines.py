@@ -46,20 +46,20 @@ def network_table(run: Run) -> Table:
 def differences(records: Sequence[LatencyRecord]) -> Iterator[str]:
     """Say what keeps these records from being compared; nothing where they belong together."""
     machines = [_hardware(record.machine) for record in records]
-    if apart := _apart(machines):
+    if found := apart(machines):
         yield (
-            f"These records come from different machines ({apart}). Compare what is saved, not the milliseconds; no "
+            f"These records come from different machines ({found}). Compare what is saved, not the milliseconds; no "
             "picture shows them together."
         )
-    if apart := _apart([_software(record.machine) for record in records]):
-        yield f"These records were measured with different software ({apart})."
-    if apart := _apart([{"images": f"{r.data.title} {r.data.samples_sha256[:12]}"} for r in records]):
-        yield f"These records are of different images ({apart}): accuracies and exits do not compare."
+    if found := apart([_software(record.machine) for record in records]):
+        yield f"These records were measured with different software ({found})."
+    if found := apart([{"images": f"{r.data.title} {r.data.samples_sha256[:12]}"} for r in records]):
+        yield f"These records are of different images ({found}): accuracies and exits do not compare."
 
 
 def one_machine(records: Sequence[LatencyRecord]) -> bool:
     """Whether the milliseconds of these records belong on one axis."""
-    return not _apart([_hardware(record.machine) for record in records])
+    return not apart([_hardware(record.machine) for record in records])
 
 
 def _hardware(machine: Machine) -> dict[str, str]:
@@ -80,8 +80,8 @@ def _software(machine: Machine) -> dict[str, str]:
     return {"Python": machine.python, **machine.libraries, "commit": machine.commit}
 
 
-def _apart(values: Sequence[dict[str, str]]) -> str:
-    """Each key whose values differ, with all of them: `cores: 2 | 8`."""
+def apart(values: Sequence[dict[str, str]]) -> str:
+    """Say each key whose values differ, with all of them: `cores: 2 | 8`."""
     keys = dict.fromkeys(key for one in values for key in one)
     each = {key: list(dict.fromkeys(one.get(key, "none") for one in values)) for key in keys}
     return "; ".join(f"{key}: {' | '.join(found)}" for key, found in each.items() if len(found) > 1)

@@ -60,3 +60,4 @@ class Page:
     """What was found, a sentence for each run."""
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
+    footer: str = "Every number on this page is computed from the records."

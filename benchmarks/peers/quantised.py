@@ -40,7 +40,7 @@ class _ByteLevels(MatmulForm):
         clipped = _clipped(self.graph, self.snn, layer, currents)
         byte = self.graph.add("Cast", f"{layer.name}/byte", clipped, to=onnx.TensorProto.UINT8)
         number = self.graph.add("Cast", f"{layer.name}/n", byte, to=onnx.TensorProto.FLOAT)
-        self.emit(layer.name, [number], [byte], [])
+        self._emitted[layer.name], self._bytes[layer.name] = [number], [byte]
 
 
 FORMS: dict[GraphForm, Callable[[GraphBuilder, Snn], _Levels | _ByteLevels]] = {"conv": _Levels, "matmul": _ByteLevels}

@@ -20,7 +20,8 @@ from ...toolchain.simulate import simulate, simulation_from_snn
 from ...toolchain.snap import snap
 from ...toolchain.snn import Snn
 from ...toolchain.snn_from_ann import snn_from_ann
-from ..networks import CIFAR, IMAGENET, random_checkpoint
+from ..networks import random_checkpoint
+from ..preprocessings import CIFAR, IMAGENET
 
 METHODS = ("qcfs", "qffs")
 STEPS = {"qcfs": 16, "qffs": 8}

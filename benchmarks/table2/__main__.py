@@ -16,8 +16,10 @@ from ...runtime.errors import DynamicConfidenceError
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Cores to be pinned to.")
 @click.option("--seconds", type=float, default=45.0, show_default=True, help="For timing a setting; 3 rounds at least.")
 @click.option("--quick", is_flag=True, help="Narrow networks, three rounds: to see that all works, not to quote.")
-@click.option("--from-record", is_flag=True, help="Measure nothing: only write the page of the record.")
-@click.option("--table", type=click.Path(path_type=Path), help="Write the page (.md).")
+@click.option("--from-record", is_flag=True, help="Measure nothing: only write the tables of the record.")
+@click.option(
+    "--table", type=click.Path(path_type=Path), help="Write the tables (.md); dc-report makes a page of the record."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record (.json).")
 @command_errors
 def main(
@@ -40,6 +42,7 @@ def main(
     \b
     Examples:
       python -m dynamic_confidence.benchmarks.table2 -o table2.json --table table2.md
+      dc-report table2.json -o table2.html
       python -m dynamic_confidence.benchmarks.table2 --only resnet18_cifar10 --quick -o quick.json
       python -m dynamic_confidence.benchmarks.table2 --model resnet18.pt=cifar10 -o table2.json
     """
@@ -104,10 +107,11 @@ def _measure(
 
 def _write_page(output: Path, table: Path) -> None:
     from ...runtime.files import write_atomically
-    from .markdown import page
-    from .record import read_record
+    from ..latency.report import markdown_of
+    from .page import page_of
+    from .record import read_measured
 
-    write_atomically(table, f"{page(read_record(output))}\n".encode())
+    write_atomically(table, markdown_of(page_of([read_measured(output)])).encode())
     click.echo(str(table), err=True)
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ...models.checkpoint import Checkpoint
 from ...runtime.engine import Engine
 from ...runtime.errors import CheckFailed
 from ...runtime.exit_policy import ExitPolicy
 from ...runtime.gpu import device_target
 from ...runtime.stepping import infer
+from ..networks import random_checkpoint
 from ..peers.candidate import Missing
 from ..peers.machine import described, load
 from ..peers.measure import Call, Samples, interleaved
@@ -25,7 +27,7 @@ from ..record import machine
 from . import settings
 from .engines import Opened, cpu_engines, gpu_engines, passes
 from .record import Absent, Cell, Computer, Row, Series, WithExit
-from .settings import LIKELY_RATES, PaperSetting
+from .settings import LIKELY_RATES, Network, PaperSetting
 from .trained import Trained, exit_policy
 
 LEAST_ROUNDS = 3
@@ -43,6 +45,12 @@ def computer(cores: list[int]) -> Computer:
     return Computer(gpu=device_target(), libraries=found, **own)
 
 
+def random_network(network: Network, *, quick: bool = False) -> Checkpoint:
+    """Random weights that spike about as trained ones do."""
+    own = {"width": network.channels(quick=quick), "thresholds": network.thresholds, **network.arguments}
+    return random_checkpoint(network.architecture, network.preprocessing, **own)
+
+
 def measured(
     paper: PaperSetting,
     folder: Path,
@@ -58,7 +66,7 @@ def measured(
     Raises: CheckFailed when two engines of one precision answer differently.
     """
     network, before = settings.NETWORKS[paper.network], load()
-    checkpoint = network.checkpoint(quick=quick) if trained is None else trained.checkpoint
+    checkpoint = random_network(network, quick=quick) if trained is None else trained.checkpoint
     one = setting(paper.network, checkpoint, paper.method, steps=paper.steps, threads=threads)
     if trained is not None:
         one = replace(one, pixels=trained.test[0])

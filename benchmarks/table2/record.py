@@ -8,7 +8,9 @@ from typing import Any, Literal
 import msgspec
 
 from ...runtime.errors import DynamicConfidenceError
-from ..record import RecordPart, require_same
+from ..record import RecordPart, require, require_alike, require_same, require_times
+from ..record import read_record as read
+from .settings import names
 
 VERSION = 1
 
@@ -35,6 +37,10 @@ class Series(RecordPart, frozen=True):
 
     wall_ms: list[float]
     cpu_ms: list[float]
+
+    def __post_init__(self) -> None:
+        require_alike(wall_ms=self.wall_ms, cpu_ms=self.cpu_ms)
+        require_times(self.wall_ms)
 
 
 class WithExit(RecordPart, frozen=True):
@@ -103,6 +109,14 @@ class Cell(RecordPart, frozen=True):
     rows: list[Row]
     absent: list[Absent]
 
+    def __post_init__(self) -> None:
+        require(len(self.rows) > 0, "rows: expected at least one engine")
+        require(self.steps > 0, f"steps {self.steps}: expected at least 1")
+        for row in self.rows:
+            exits = [1] if row.with_exit is None else row.with_exit.exit_steps
+            fits = len(exits) > 0 and all(1 <= step <= self.steps for step in exits)
+            require(fits, f"exit_steps of {row.name}: expected at least one, each 1 to {self.steps}")
+
 
 class Table2Record(RecordPart, frozen=True, tag_field="study", tag="table2"):
     version: Literal[1]
@@ -118,14 +132,24 @@ def read_record(path: Path) -> Table2Record:
     """Read and check a record. Raises: DynamicConfidenceError for what is none, with the key at fault."""
     command = f"python -m dynamic_confidence.benchmarks.table2 -o {path.stem}_2.json"
     again = f"Name another file with -o, or measure one: {command}"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Table2Record)
-    except OSError as error:
-        raise DynamicConfidenceError(f"{path}: cannot be read ({error}). {again}") from error
-    except msgspec.DecodeError as error:
+    return read(path, Table2Record, f"a record of Table 2 of version {VERSION}", again)
+
+
+def read_measured(path: Path) -> Table2Record:
+    """Read a record that is to be shown. Raises: DynamicConfidenceError as `read_record`, or for one of no setting."""
+    record = read_record(path)
+    require_settings(path, record)
+    return record
+
+
+def require_settings(path: Path, record: Table2Record) -> None:
+    """Raise a DynamicConfidenceError for a record that holds nothing of the table."""
+    if not record.cells.keys() & set(names()):
+        held = ", ".join(record.cells) or "nothing"
         raise DynamicConfidenceError(
-            f"{path}: not a record of Table 2 of version {VERSION} ({error}). {again}"
-        ) from error
+            f"{path}: holds no setting of Table 2 ({held}), expected one as {names()[0]}. Measure one: "
+            f"python -m dynamic_confidence.benchmarks.table2 -o {path.stem}_2.json"
+        )
 
 
 def continued(path: Path, fresh: Table2Record) -> Table2Record:

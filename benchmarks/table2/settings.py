@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...models.checkpoint import Checkpoint
-from ...runtime.errors import DynamicConfidenceError
 from ...runtime.manifest import Preprocessing
-from ..networks import CIFAR, IMAGENET, random_checkpoint
+from ..preprocessings import CIFAR, IMAGENET
 from ..tables import published
 
 METHODS = ("qcfs", "qffs")
@@ -35,17 +33,6 @@ class Network:
     def channels(self, *, quick: bool) -> int:
         """Of the first stage."""
         return max(self.width // QUICK, 1) if quick else self.width
-
-    def checkpoint(self, *, quick: bool = False) -> Checkpoint:
-        """Random weights that spike about as trained ones do."""
-        width = self.channels(quick=quick)
-        own = {"width": width, "thresholds": self.thresholds, **self.arguments}
-        return random_checkpoint(self.architecture, self.preprocessing, **own)
-
-    def fits(self, checkpoint: Checkpoint) -> bool:
-        """Whether a trained network is this one: its architecture on images of its size."""
-        own, other = self.preprocessing, checkpoint.preprocessing
-        return (self.architecture, own.height, own.width) == (checkpoint.architecture, other.height, other.width)
 
 
 @dataclass(frozen=True)
@@ -116,16 +103,3 @@ def names() -> tuple[str, ...]:
 
 def paper_setting(name: str) -> PaperSetting:
     return next(setting for setting in SETTINGS if setting.name == name)
-
-
-def network_of(checkpoint: Checkpoint, title: str) -> str:
-    """The key of the network that a trained one is. Raises: DynamicConfidenceError where the table has none such."""
-    found = next((key for key, network in NETWORKS.items() if network.fits(checkpoint)), None)
-    if found is None:
-        size = checkpoint.preprocessing
-        known = (f"{n.architecture} at {n.preprocessing.height} x {n.preprocessing.width}" for n in NETWORKS.values())
-        raise DynamicConfidenceError(
-            f"--model {title}: a {checkpoint.architecture} at {size.height} x {size.width} pixels is in no row of "
-            f"Table 2, expected one of {', '.join(known)}. Leave it out: random networks are measured in its place."
-        )
-    return found

@@ -14,10 +14,11 @@ from ...models.checkpoint import Checkpoint, load_checkpoint, sha256_of
 from ...runtime.errors import DynamicConfidenceError
 from ...runtime.exit_policy import ExitPolicy, policy_from_manifest
 from ...runtime.images import labelled_arrays
+from ...runtime.manifest import Preprocessing
 from ...runtime.network_file import read_manifest
 from ..model_and_data import Images, model_and_parts, spread
+from . import settings
 from .record import Model
-from .settings import network_of
 
 CALIBRATION_IMAGES = 1000
 TEST_IMAGES = 20
@@ -72,6 +73,25 @@ def trained_from_text(text: str) -> Trained:
         test_images=len(test[0]),
     )
     return Trained(network, checkpoint, calibration, test, about)
+
+
+def network_of(checkpoint: Checkpoint, title: str) -> str:
+    """The network of the table that a trained one is: its architecture, on images of its size.
+
+    Raises: DynamicConfidenceError where the table has none such.
+    """
+
+    def about(architecture: str, size: Preprocessing) -> str:
+        return f"{architecture} at {size.height} x {size.width}"
+
+    found = about(checkpoint.architecture, checkpoint.preprocessing)
+    known = {about(network.architecture, network.preprocessing): key for key, network in settings.NETWORKS.items()}
+    if found not in known:
+        raise DynamicConfidenceError(
+            f"--model {title}: a {found} pixels is in no row of Table 2, expected one of {', '.join(known)}. Leave it "
+            "out: random networks are measured in its place."
+        )
+    return known[found]
 
 
 def exit_policy(file: Path, trained: Trained, threads: int) -> ExitPolicy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from dynamic_confidence.benchmarks.latency.record import (
     read_record,
     schema,
 )
+from dynamic_confidence.benchmarks.latency.report import markdown_of
+from dynamic_confidence.benchmarks.latency.report_page import page_of
 from dynamic_confidence.benchmarks.record import write_record
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 
@@ -79,6 +81,23 @@ def text_without(record: bytes) -> bytes:
         (edited(lambda r: r["runs"][0]["exit_steps"].__setitem__(0, 7)), "exit_steps: expected 1 to 6"),
         (edited(lambda r: r["runs"][0]["step_ms"].pop()), "step_ms has 5 entries, expected 6"),
         (
+            edited(lambda r: r["runs"][0]["evaluation"]["upper_bound"]["accuracy"].pop()),
+            "evaluation: {'upper_bound.accuracy': 5} entries, expected 6, one for each step - at `$.runs[0]`",
+        ),
+        (
+            edited(lambda r: r["runs"][0]["evaluation"]["gross_spikes"]["per_layer"].pop()),
+            "evaluation: {'gross_spikes.per_layer': 1} entries, expected 2, one for each layer",
+        ),
+        (edited(lambda r: r["runs"][0]["evaluation"].update(steps=7)), "evaluation of 7 steps, expected 6 - at"),
+        (
+            edited(lambda r: r["runs"][0]["overhead"]["loop_us"].pop()),
+            "{'loop_us': 1, 'bare_us': 2, 'confidence_us': 2} entries, expected equally many, at least one - at",
+        ),
+        (
+            edited(lambda r: r["runs"][0]["network"].update(steps=0)),
+            "steps 0: expected at least 1 - at `$.runs[0].netw",
+        ),
+        (
             edited(lambda r: r["pairs"].append({"first": 0, "second": 1, "with_exit": [1.0], "without_exit": [1.0]})),
             "pairs of the runs [0, 1]: there are 1, from 0",
         ),
@@ -93,6 +112,43 @@ def test_what_is_no_record_is_refused(tmp_path: Path, content: bytes, message: s
     assert str(tmp_path / "r.json") in str(caught.value)
 
 
+def lists(part: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the lists of a record are, and in each list those of its first entry."""
+    entries = part.items() if isinstance(part, dict) else enumerate(part[:1]) if isinstance(part, list) else ()
+    if isinstance(part, list):
+        yield path
+    for key, value in entries:
+        yield from lists(value, (*path, key))
+
+
+WHOLE: dict[str, Any] = json.loads(msgspec.json.encode(latency_record(latency_run(), latency_run(seed=1))))
+LISTS = list(lists(WHOLE))
+FREE = {"flags", "pinned_to", "calls", "passes", "throughput", "runs", "pairs"}
+"""Lists that may be of any length."""
+
+
+def test_there_are_lists():
+    assert len(LISTS) > 30
+    assert {path[-1] for path in LISTS if isinstance(path[-1], str)} > FREE
+
+
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: ".".join(map(str, path)))
+@pytest.mark.parametrize("spoil", [list.pop, list.clear, lambda entries: entries.append(entries[-1])])
+def test_a_list_of_another_length_is_refused_or_shown(tmp_path: Path, path: tuple[str | int, ...], spoil: Any):
+    spoiled = found = json.loads(json.dumps(WHOLE))
+    for key in path:
+        found = found[key]
+    spoil(found)
+    (tmp_path / "r.json").write_text(json.dumps(spoiled))
+    try:
+        record = read_record(tmp_path / "r.json")
+    except DynamicConfidenceError:
+        assert path != ("machine", "flags")
+    else:
+        assert path[-1] in FREE
+        assert "answers" in markdown_of(page_of([record]))
+
+
 def test_a_record_without_a_sample_is_refused(tmp_path: Path):
     empty = latency_run(
         with_exit=Series(ms=[]), without_exit=Series(ms=[]), exit_steps=[], right=[], right_without_exit=[]
@@ -104,7 +160,9 @@ def test_a_record_without_a_sample_is_refused(tmp_path: Path):
 
 
 def test_a_record_that_is_not_there(tmp_path: Path):
-    with pytest.raises(DynamicConfidenceError, match=r"cannot be read .* Measure a record with `dc-bench -o`."):
+    with pytest.raises(
+        DynamicConfidenceError, match=r"cannot be read .* Measure one with `dc-bench net.onnx --data DIR -o "
+    ):
         read_record(tmp_path / "missing.json")
 
 

@@ -15,7 +15,7 @@ from latency_records import GPU, MACHINE, latency_record, latency_run
 
 from dynamic_confidence.benchmarks.latency import report
 from dynamic_confidence.benchmarks.latency.record import LatencyRecord
-from dynamic_confidence.benchmarks.latency.report import html, markdown, write_report
+from dynamic_confidence.benchmarks.latency.report import html, markdown_of, write_report
 from dynamic_confidence.benchmarks.latency.report_page import page_of
 from dynamic_confidence.benchmarks.latency.report_parts import Picture, Table
 from dynamic_confidence.benchmarks.latency.svg import COLOUR, ROLES, inline_svg, printable
@@ -175,7 +175,7 @@ def test_what_comes_from_a_record_is_escaped_everywhere():
     for tag in ("h3", "p", "td", "th", "desc", "li"):
         assert any(HOSTILE in node.text for node in page.all(tag)), tag
     assert any(node.text == printable(HOSTILE) for node in page.all("text"))
-    text = markdown([record])
+    text = markdown_of(page_of([record]))
     assert "\\<script\\>" in text
     assert not re.search(r"(?<!\\)<", text)
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
@@ -212,7 +212,7 @@ def test_the_same_record_gives_the_same_page(tmp_path: Path):
 
 def test_markdown_shows_the_same_tables():
     record = latency_record()
-    text = markdown([record])
+    text = markdown_of(page_of([record]))
     page = page_of([record])
     assert text.startswith(f"# {page.title}\n\n**ResNet-20 (QCFS, int8, openvino) answers ")
     assert "| time steps, on average | 6 | " in text

@@ -11,8 +11,11 @@ import pytest
 from chromium import NAMES, PICTURES, Chromium, chromium, found_program
 from latency_records import MACHINE, latency_record, latency_run
 from PIL import Image
+from table2_records import COMPUTER, cell, row, series, table2_record, trained_cell
 
-from dynamic_confidence.benchmarks.latency.report import html, write_report
+from dynamic_confidence.benchmarks.latency.report import html, html_of, write_report
+from dynamic_confidence.benchmarks.table2.page import page_of
+from dynamic_confidence.benchmarks.table2.settings import names
 
 pytestmark = pytest.mark.browser
 
@@ -35,7 +38,7 @@ def browser() -> Iterator[Chromium]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def latency_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All there can be: two records of two machines, two runs, a folded table, a warning, an incomplete run."""
     long = latency_run(method="qffs", backend="events", steps=14, layers=[f"layer{i}.conv" for i in range(20)], seed=1)
     other = msgspec.structs.replace(MACHINE, processor="Another processor with a name that is long, as they are")
@@ -44,6 +47,25 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = [latency_record(latency_run(), long), latency_record(incomplete, machine=other)]
     write_report(records, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def table2_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All eight settings, one of them trained, and a quick record of another machine."""
+    slow = row("ONNX Runtime int8 of a long name", series(6123.4, 6199.9), one_pass=series(0.123, 0.124))
+    whole = {name: cell(slow, row("events fp32", series(6200.0, 6300.0))) for name in names()}
+    whole["resnet18_cifar10/qcfs"] = trained_cell()
+    other = msgspec.structs.replace(COMPUTER, processor="Another processor with a name that is long, as they are")
+    records = [table2_record(whole), table2_record({names()[0]: cell()}, machine=other, quick=True)]
+    path = tmp_path_factory.mktemp("table2") / "table2.html"
+    path.write_text(html_of(page_of(records)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["latency", "table2"])
+def page(request: pytest.FixtureRequest) -> Path:
+    """Each kind of report."""
+    return request.getfixturevalue(f"{request.param}_page")
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
@@ -58,14 +80,15 @@ def test_it_loads_in_silence_and_fits(browser: Chromium, page: Path, width: int,
     assert browser.run(SMALLEST) >= 8
     text = page.read_text(encoding="utf-8")
     for tag in ("table", "figure", "svg", "h2", "h3"):
-        assert browser.run(f"document.querySelectorAll('{tag}').length") == text.count(f"<{tag}") > 0
+        assert browser.run(f"document.querySelectorAll('{tag}').length") == text.count(f"<{tag}")
+    assert min(text.count("<table"), text.count("<figure"), text.count("<h2")) > 0
     heights = browser.run("[...document.querySelectorAll('svg')].map(svg => svg.getBoundingClientRect().height)")
     assert min(heights) > 100
 
 
-def test_a_page_that_is_wrong_is_noticed(browser: Chromium, page: Path, tmp_path: Path):
+def test_a_page_that_is_wrong_is_noticed(browser: Chromium, latency_page: Path, tmp_path: Path):
     wrong = tmp_path / "wrong.html"
-    text = page.read_text(encoding="utf-8")
+    text = latency_page.read_text(encoding="utf-8")
     addition = (
         '<script>console.log(1)</script><img src="https://example.invalid/a.png"><p style="min-width: 3000px">wide'
     )
@@ -87,7 +110,7 @@ def test_colours_follow_the_reader_and_paper_is_white(browser: Chromium, page: P
     assert behind("light") == 3 * 255
     assert behind("dark") < 3 * 40
     assert behind("dark", "print") == 3 * 255
-    curve = "getComputedStyle(document.querySelector('figure path[style*=\"var(--with)\"]')).stroke"
+    curve = "getComputedStyle(document.querySelector('figure [style*=\"stroke: var(--with)\"]')).stroke"
     strokes = {}
     for scheme in ("light", "dark"):
         browser.open(page, 1280, scheme=scheme)
@@ -95,12 +118,16 @@ def test_colours_follow_the_reader_and_paper_is_white(browser: Chromium, page: P
     assert strokes["light"] != strokes["dark"]
 
 
-def test_paper_shows_folded_tables_and_cuts_none(browser: Chromium, page: Path):
+def test_paper_shows_folded_tables(browser: Chromium, latency_page: Path):
     shown = "document.querySelector('details tbody').checkVisibility()"
-    browser.open(page, 1280)
+    browser.open(latency_page, 1280)
     assert browser.run(shown) is False
-    browser.open(page, 1280, media="print")
+    browser.open(latency_page, 1280, media="print")
     assert browser.run(shown) is True
+
+
+def test_paper_cuts_no_table(browser: Chromium, page: Path):
+    browser.open(page, 1280, media="print")
     assert browser.run("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
 
 

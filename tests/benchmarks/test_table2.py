@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from support import GREY, noise, random_checkpoint
+from table2_records import GPU, ROWS, STEPS, TINY, TINY_SETTINGS, cell, table2_record
 
+from dynamic_confidence.benchmarks.latency.report import markdown_of
 from dynamic_confidence.benchmarks.peers import machine
 from dynamic_confidence.benchmarks.peers import measure as peers_measure
 from dynamic_confidence.benchmarks.peers import ours as ours_module
@@ -25,17 +27,11 @@ from dynamic_confidence.benchmarks.record import write_record
 from dynamic_confidence.benchmarks.table2 import __main__ as command
 from dynamic_confidence.benchmarks.table2 import engines, measure, settings
 from dynamic_confidence.benchmarks.table2.engines import Opened, cpu_engines, gpu_engines, passes, variants
-from dynamic_confidence.benchmarks.table2.markdown import fastest, ms, page, projected
+from dynamic_confidence.benchmarks.table2.page import page_of
 from dynamic_confidence.benchmarks.table2.record import (
-    VERSION,
     Absent,
     Cell,
-    Computer,
-    Model,
-    Row,
-    Series,
     Table2Record,
-    WithExit,
     read_record,
 )
 from dynamic_confidence.benchmarks.table2.settings import NETWORKS, SETTINGS, Network, PaperSetting
@@ -50,15 +46,8 @@ from dynamic_confidence.toolchain.oracle import oracle_steps
 from dynamic_confidence.toolchain.snap import snap
 from dynamic_confidence.toolchain.snn_from_ann import snn_from_ann
 
-STEPS = 4
-TINY = {"tiny": Network("Tiny", "Noise", "resnet8", GREY, {"classes": 4}, width=16)}
-TINY_SETTINGS = (
-    PaperSetting("tiny", "qcfs", STEPS, 2.5, 100.0, 50.0, note="nobody published this"),
-    PaperSetting("tiny", "qffs", 3),
-)
 BACKENDS = ("ONNX Runtime", "OpenVINO", "events")
 ENGINES = {f"{backend} {precision}" for backend in BACKENDS for precision in ("fp32", "int8")}
-GPU = "TensorRT and TensorRT-RTX"
 
 
 @pytest.fixture
@@ -97,54 +86,8 @@ def tiny_setting(method: str = "qcfs") -> Setting:
     return setting("tiny", random_checkpoint("resnet8"), method, steps=STEPS)
 
 
-def series(*wall_ms: float) -> Series:
-    return Series(wall_ms=list(wall_ms), cpu_ms=[x / 2 for x in wall_ms])
-
-
-def row(name: str, fixed: Series, **changes: Any) -> Row:
-    values = {"backend": f"{name.split()[0]} 1.0", "precision": "fp32", "one_pass": None, "with_exit": None, **changes}
-    return Row(name=name, fixed=fixed, **values)
-
-
-def cell(*rows: Row, **changes: Any) -> Cell:
-    """T = 4, and numbers that are easy to reckon with."""
-    values: dict[str, Any] = {
-        "steps": STEPS,
-        "width": 16,
-        "input": [1, 12, 12],
-        "macs_per_step": 1_500_000,
-        "weights": 1000,
-        "neurons": 500,
-        "spike_rate": 0.125,
-        "model": None,
-        "commit": "abc",
-        "finished": "now",
-        "load_average": [0.0, 1.5],
-        "absent": [Absent(name=GPU, status="not possible", reason="no NVIDIA GPU on this machine")],
-    }
-    return Cell(rows=list(rows), **(values | changes))
-
-
 def record_of(quick: bool = False, **cells: Cell) -> Table2Record:
-    computer = Computer(
-        processor="a processor",
-        flags=["avx2"],
-        cores=2,
-        pinned_to=1,
-        governor="performance",
-        system="Linux",
-        gpu=None,
-        python="3.11",
-        libraries={"onnxruntime": "1.0"},
-    )
-    named = {f"tiny/{method}": one for method, one in cells.items()}
-    return Table2Record(version=VERSION, quick=quick, threads=1, machine=computer, cells=named)
-
-
-ROWS = (
-    row("ONNX Runtime fp32", series(20.0, 24.0, 16.0), one_pass=series(10.0, 10.0, 10.0)),
-    row("events fp32", series(8.0, 9.0, 8.0)),
-)
+    return table2_record({f"tiny/{method}": one for method, one in cells.items()}, quick=quick)
 
 
 def test_the_eight_settings_are_the_papers():
@@ -178,7 +121,7 @@ def test_the_networks_have_the_size_of_the_papers(name: str, millions: float):
 
 
 def rate_of(network: Network, method: str, steps: int) -> float:
-    one = setting("net", network.checkpoint(), method, steps=steps)
+    one = setting("net", measure.random_network(network), method, steps=steps)
     return spike_rate(one.snn, one.pixels, min(steps, measure.RATE_STEPS))
 
 
@@ -192,62 +135,6 @@ def test_higher_thresholds_mean_fewer_spikes():
 def test_random_networks_spike_as_often_as_trained_ones(paper: PaperSetting):
     low, high = settings.LIKELY_RATES
     assert low <= rate_of(NETWORKS[paper.network], paper.method, paper.steps) <= high
-
-
-def test_the_projection_is_linear_in_the_steps():
-    assert projected(127.0, PaperSetting("n", "qcfs", 27, 11.51)) == pytest.approx(127.0 / 27 * 11.51)
-    assert projected(60.0, PaperSetting("n", "qcfs", 30)) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(12345.6, "12,346"), (127.0, "127"), (99.96, "100.0"), (47.04, "47.0"), (5.1249, "5.12"), (0.0312, "0.031")],
-)
-def test_milliseconds_have_three_figures(value: float, text: str):
-    assert ms(value) == text
-
-
-def test_the_page_says_what_the_record_says(tiny: None):
-    lines = page(record_of(qcfs=cell(*ROWS), qffs=cell(*ROWS))).splitlines()
-    known = "| Noise | Tiny | QCFS | 4 | 2.5 | 12.5% | events fp32 | 8.00 | 5.00 (projected) | 10.0 | 100 | 50.0 |"
-    assert known in lines
-    no = "not known here"
-    assert f"| Noise | Tiny | QFFS | 3 | {no} | 12.5% | events fp32 | 8.00 | {no} | 10.0 | {no} | {no} |" in lines
-    assert (
-        "| ONNX Runtime fp32 (ONNX 1.0) | 20.0 | 16.0 – 24.0 | 5.00 | 12.5 (projected) | 10.0 | 2.00 |"
-    ) in lines  # 20 ms * 2.5 / 4; two steps in a pass
-    assert "| events fp32 (events 1.0) | 8.00 | 8.00 – 9.00 | 2.00 | 5.00 (projected) | – | – |" in lines
-    assert f"- {GPU}: not possible (no NVIDIA GPU on this machine)." in lines
-    assert "- Tiny, Noise, QCFS: nobody published this." in lines
-    text = "\n".join(lines)
-    assert "Random weights, 16 channels in the first stage; 1 × 12 × 12 values, 1.5 million" in text
-    assert "pinned to 1 core(s), governor performance. Python 3.11, onnxruntime 1.0. Commit abc." in text
-    assert "Load average 0.0 to 1.5." in text
-    assert "--quick" not in text
-    assert "not what trained networks do" not in text
-
-
-def test_the_page_of_a_part_and_of_a_quick_run(tiny: None):
-    text = page(record_of(quick=True, qffs=cell(*ROWS, spike_rate=0.3, load_average=[None, None])))
-    assert "| Noise | Tiny | QCFS | 4 | 2.5 |" + " not measured |" * 5 + " 100 | 50.0 |" in text.splitlines()
-    assert "nothing here is to be quoted" in text
-    assert "30.0% spike per step. **This is not what trained networks do.**" in text
-    assert "Load average" not in text
-    assert text.count("\n## ") == 2
-
-
-def test_a_measured_exit_is_not_projected(tiny: None):
-    measured = WithExit(series=series(3.0, 4.0, 3.0), exit_steps=[1, 2, 2], threshold=0.6)
-    about = Model(title="net", sha256="0" * 64, data="noise", calibration_images=1000, test_images=3)
-    one = cell(row("ONNX Runtime fp32", series(8.0, 8.0, 8.0), with_exit=measured), model=about, width=None)
-    lines = page(record_of(qcfs=one)).splitlines()
-    assert (
-        "| Noise | Tiny | QCFS | 4 | 1.67 (here) | 12.5% | ONNX Runtime fp32 | 8.00 | 3.00 (measured) | – | "
-        "100 | 50.0 |" in lines
-    )
-    assert "| ONNX Runtime fp32 (ONNX 1.0) | 8.00 | 8.00 – 8.00 | 2.00 | 3.00 (measured) | – | – |" in lines
-    trained = "Trained: net (SHA-256 000000000000…), exits calibrated on 1,000 images of noise and measured on 3"
-    assert any(line.startswith(trained) for line in lines)
 
 
 def test_the_command_measures_goes_on_and_writes_the_page(measurements: list[str], tmp_path: Path):
@@ -274,11 +161,11 @@ def test_the_command_measures_goes_on_and_writes_the_page(measurements: list[str
     assert "tiny/qffs: measured already" in result.stderr
     whole = read_record(output)
     assert whole.cells["tiny/qffs"] == found
-    assert table.read_text(encoding="utf-8") == f"{page(whole)}\n"
+    assert table.read_text(encoding="utf-8") == markdown_of(page_of([whole]))
 
     table.unlink()
     assert run("--from-record", "-o", output, "--table", table).exit_code == 0
-    assert table.read_text(encoding="utf-8") == f"{page(whole)}\n"
+    assert table.read_text(encoding="utf-8") == markdown_of(page_of([whole]))
     assert len(measurements) == 2
 
 
@@ -309,6 +196,19 @@ def test_a_record_of_something_else_is_refused(
     assert not measurements
 
 
+SERIES = {"wall_ms": [1.0], "cpu_ms": [1.0]}
+
+
+def spoiled_row(key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Put a value into the first row of a plain record."""
+
+    def spoil(plain: dict[str, Any]) -> dict[str, Any]:
+        plain["cells"]["tiny/qcfs"]["rows"][0][key] = value
+        return plain
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -316,8 +216,23 @@ def test_a_record_of_something_else_is_refused(
         (lambda plain: plain | {"version": 2}, "version"),
         (lambda plain: plain | {"colour": "red"}, "colour"),
         (lambda plain: {key: plain[key] for key in plain if key != "threads"}, "threads"),
+        (spoiled_row("fixed", {"wall_ms": [], "cpu_ms": []}), "'wall_ms': 0, 'cpu_ms': 0} entries, expected equally"),
+        (spoiled_row("fixed", {"wall_ms": [1.0], "cpu_ms": []}), "at least one - at `"),
+        (spoiled_row("fixed", {"wall_ms": [-1.0], "cpu_ms": [1.0]}), "milliseconds must be positive"),
+        (
+            spoiled_row("with_exit", {"series": SERIES, "exit_steps": [5], "threshold": 1.0}),
+            "at least one, each 1 to 4",
+        ),
+        (
+            spoiled_row("with_exit", {"series": SERIES, "exit_steps": [], "threshold": 1.0}),
+            "exit_steps of ONNX Runtime",
+        ),
+        (lambda plain: plain | {"cells": {"tiny/qcfs": plain["cells"]["tiny/qcfs"] | {"rows": []}}}, "rows: expected"),
+        (
+            lambda plain: plain | {"cells": {"tiny/qcfs": plain["cells"]["tiny/qcfs"] | {"steps": 0}}},
+            "steps 0: expected",
+        ),
     ],
-    ids=["another study", "another version", "an unknown key", "a missing key"],
 )
 def test_a_record_is_read_strictly(tmp_path: Path, spoil: Any, message: str):
     path = tmp_path / "record.json"
@@ -411,7 +326,7 @@ def test_the_exits_of_a_trained_network_are_measured(measurements: list[str], tm
         if one.precision == "fp32":
             expected = exit_steps(confidence, one.with_exit.threshold, np.full(20, STEPS))
             assert one.with_exit.exit_steps == expected.tolist()
-    assert "(measured)" in page(read_record(output))
+    assert "(measured)" in markdown_of(page_of([read_record(output)]))
     # What is trained is neither measured again, nor replaced by random weights.
     assert "tiny/qcfs: measured already" in run(*arguments).stderr
     assert "tiny/qcfs: measured already" in run("--only", "tiny/qcfs", "--quick", "-o", output).stderr
@@ -505,7 +420,3 @@ def test_answers_that_differ_are_not_recorded():
     measure._equal("tiny/qcfs", opened, {"a": same, "b": same + 1, "c": same})
     with pytest.raises(CheckFailed, match="tiny/qcfs: the logits of 'c' are not those of 'a', expected the same bits"):
         measure._equal("tiny/qcfs", opened, {"a": same, "b": same, "c": same + 1e-7})
-
-
-def test_the_fastest_is_that_of_the_medians():
-    assert fastest([row("a", series(1.0, 9.0, 9.0)), row("b", series(5.0, 5.0, 5.0))]).name == "b"

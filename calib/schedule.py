@@ -27,8 +27,8 @@ def best_schedule(histogram: np.ndarray, costs: Costs) -> tuple[int, ...]:
 
     with L, the steps of the call before. V(0, L) is the latency: an input pays for every call that starts before its
     exit (dynamic programming; this is E(s) = min cost_K(s) + P(exit > s+K | exit > s) E(s+K) times P(exit > s)). The
-    first call counts as switched: the last one of the input before was most likely another. What nothing is seen to
-    reach costs nothing; there the calls are those that reach T soonest.
+    first call counts as switched, since most often the last one of the input before was another (`expected_latency`
+    knows how often). What nothing is seen to reach costs nothing; there the calls are those that reach T soonest.
     Shapes: histogram `[step]`, the share of inputs that stop at each step 1 … T.
     Raises: DynamicConfidenceError for shares that do not add up to 1, or costs that are not positive, T for each K.
     """
@@ -57,7 +57,7 @@ def expected_latency(calls: Sequence[int], histogram: np.ndarray, costs: Costs) 
 
         sum over calls of  P(exit > steps done before it) * cost of the call
 
-    The first call counts as switched unless all calls are of one length.
+    The first call counts as switched as often as the last call of an input is of another length.
     Shapes and errors as for `best_schedule`; and DynamicConfidenceError for a call without a cost.
     """
     reaching = _reaching(histogram)
@@ -65,12 +65,15 @@ def expected_latency(calls: Sequence[int], histogram: np.ndarray, costs: Costs) 
     unknown = set(calls) - costs.keys()
     if unknown or not calls:
         raise DynamicConfidenceError(f"calls {list(calls)}: expected at least one, each with a cost: {list(costs)}.")
-    total, done, number, last = 0.0, 0, 0, calls[0] if len(set(calls)) == 1 else NONE
+    total, done, number, last, as_first = 0.0, 0, 0, calls[0], 0.0
     while done < len(histogram):
         size = calls[min(number, len(calls) - 1)]
         total += float(reaching[done] * costs[size][OTHER if size != last else SAME, done])
+        beyond = reaching[done + size] if done + size < len(histogram) else 0.0
+        as_first += float(reaching[done] - beyond) * (size == calls[0])
         done, number, last = done + size, number + 1, size
-    return total
+    first = costs[calls[0]][:, 0]
+    return total + (1.0 - as_first) * float(first[OTHER] - first[SAME])
 
 
 def shortened(calls: Sequence[int]) -> tuple[int, ...]:

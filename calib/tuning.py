@@ -196,7 +196,9 @@ def _call_samples(
 
     warm = [sum(run(row, (size,))[1]) for row in rows[:WARM_UPS] for size in sizes]
     count = len(sizes) * _affordable(seconds, float(np.mean(warm)) * len(sizes))
-    planned = list(zip(np.resize(rows, count).tolist(), islice(drawn(), count), strict=True))
+    # In another order every time, or an image would always begin with the same length.
+    mixed = np.concatenate([rng.permutation(rows) for _ in range(0, count, len(rows))])[:count]
+    planned = list(zip(mixed.tolist(), islice(drawn(), count), strict=True))
     return samples_of([run(*one) for one in track(planned, "measuring calls")])
 
 

@@ -111,7 +111,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
         new = call_input(pixels, done, engine) if moving else None
         if done <= calm_until:
             some = output.confidence
-            if (some.item() if some.size == 1 else max(map(max, some.tolist()))) <= limit:
+            if (some.item() if some.size == 1 else max(some.ravel().tolist())) <= limit:
                 continue
         now, late = (ends[-1] - started) * 1e3, False
         if policy.deadline_ms is not None:

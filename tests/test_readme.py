@@ -69,3 +69,33 @@ def test_figures_are_the_record_s(method: str, name: str, images: str) -> None:
     entry = RECORD["results"]["methods"][method][name]
     assert set(entry["engine_equals_simulation"].values()) == {True}
     assert table_row(method, images, entry) in README
+
+
+def test_the_table_of_table_2_is_the_record_s() -> None:
+    from dynamic_confidence.benchmarks.latency.report import markdown_of
+    from dynamic_confidence.benchmarks.table2.page import page_of
+    from dynamic_confidence.benchmarks.table2.record import read_measured
+    from dynamic_confidence.benchmarks.table2.summary import summary
+
+    record = read_measured(ROOT / "benchmarks" / "results" / "table2.json")
+    assert summary(record) in README
+    assert markdown_of(page_of([record])) == (ROOT / "docs" / "table2.md").read_text(encoding="utf-8")
+
+
+def test_latencies_are_the_record_s() -> None:
+    from dynamic_confidence.benchmarks.latency.record import read_record
+    from dynamic_confidence.benchmarks.latency.statistics import summary
+
+    record = read_record(ROOT / "benchmarks" / "results" / "latency_resnet20.json")
+    assert record.complete
+    for run in record.runs:
+        found = summary(run)
+        numbers = (
+            f"{run.network.method.upper()}",
+            f"{found.steps} → {found.mean_steps:.2f}",
+            f"{100 * found.accuracy_without_exit:.1f} → {100 * found.accuracy:.1f}",
+            f"{found.without_exit.mean:.2f} → {found.with_exit.mean:.2f}",
+            f"{100 * found.saving_steps:.1f}",
+            f"{100 * found.saving_ms:.1f}",
+        )
+        assert f"| {' | '.join(numbers)} |" in README

@@ -48,6 +48,7 @@ class GraphBuilder:
         """Cut a tensor into equal parts along its first axis."""
         names = [f"{name}.{part}" for part in range(parts)]
         self._nodes.append(helper.make_node("Split", [tensor], names, name=name, axis=0))
+        self._names.update(names)
         return names
 
     def once(self, op: str, name: str, *inputs: str, **attributes: object) -> str:

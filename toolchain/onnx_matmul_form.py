@@ -42,9 +42,11 @@ class MatmulForm:
     trains: dict[str, str] = field(default_factory=dict)
     """The image alone, `[batch, channel, y, x]`."""
     _emitted: dict[str, list[str]] = field(default_factory=dict)
-    """What layers and pools emit, float32, per step, as the neurons lie."""
+    """What layers emit, float32, per step, as the neurons lie."""
     _bytes: dict[str, list[str]] = field(default_factory=dict)
     """The same as uint8, where it was made on the way or asked for."""
+    _pools: dict[str, str] = field(default_factory=dict)
+    """What pools emit, float32 `[batch, y, x, channel]`, all steps in one."""
     _spikes: dict[str, list[str]] = field(default_factory=dict)
     """The same, or for QFFS what was added to it in the step."""
 
@@ -133,24 +135,21 @@ class MatmulForm:
         return graph.add("Cast", f"{step}/{name}", byte, to=TensorProto.FLOAT), [byte]
 
     def pool(self, pool: Pool) -> None:
-        steps = range(len(self._emitted[pool.source]))
-        self._emitted[pool.name] = [self._pooled(f"{pool.name}/step{step}", pool, step) for step in steps]
-
-    def _pooled(self, name: str, pool: Pool, step: int) -> str:
         """Sum over windows, first along x and then along y."""
-        graph, source, (_, height, width) = self.graph, self._numbers(pool.source, step), self.snn.shape_of(pool.source)
-        if pool.kernel == (height, width) and pool.padding == (0, 0):
-            return graph.add("ReduceSum", f"{name}/sum", source, graph.integers(Y, X), keepdims=1)
-        total = self._padded(f"{name}/padded", source, pool.padding, graph.scalar(0))
-        for axis, kernel, stride, size in (
-            (X, pool.kernel[1], pool.stride[1], pool.shape[2]),
-            (Y, pool.kernel[0], pool.stride[0], pool.shape[1]),
-        ):
-            first, *others = self._shifted(f"{name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
-            total = first
-            for index, other in enumerate(others, start=1):
-                total = graph.add("Add", f"{name}/{'_yx'[axis]}.sum.{index}", total, other)
-        return total
+        graph, source = self.graph, self._numbers(pool.source, None)
+        if pool.kernel == self.snn.shape_of(pool.source)[1:] and pool.padding == (0, 0):
+            total = graph.add("ReduceSum", f"{pool.name}/sum", source, graph.integers(Y, X), keepdims=1)
+        else:
+            total = self._padded(f"{pool.name}/padded", source, pool.padding, graph.scalar(0))
+            for axis, kernel, stride, size in (
+                (X, pool.kernel[1], pool.stride[1], pool.shape[2]),
+                (Y, pool.kernel[0], pool.stride[0], pool.shape[1]),
+            ):
+                first, *others = self._shifted(f"{pool.name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
+                total = first
+                for index, other in enumerate(others, start=1):
+                    total = graph.add("Add", f"{pool.name}/{'_yx'[axis]}.sum.{index}", total, other)
+        self._pools[pool.name] = total
 
     def current(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None = None) -> str:
         """Add the current of a synapse; what is not in int8 is a convolution between two changes of the layout."""
@@ -221,17 +220,29 @@ class MatmulForm:
         """float32 `[batch, y, x, channel]`: what a source emits; the image `[batch, channel, y, x]`."""
         if source == INPUT:
             return self.trains[INPUT]
+        if source in self._pools:
+            return self._part(self._pools[source], step)
         return self._train(f"{source}/numbers", source, self._emitted[source], step)
 
     def _as_bytes(self, source: str, step: int | None) -> str:
         """uint8 `[batch, y, x, channel]`: what a source emits."""
         name = f"{source}/bytes"
+        if source in self._pools:
+            return self._part(self.graph.once("Cast", name, self._pools[source], to=TensorProto.UINT8), step)
         if not self._bytes.get(source):
             self._bytes[source] = [
                 self.graph.add("Cast", f"{name}.cast.{index}", number, to=TensorProto.UINT8)
                 for index, number in enumerate(self._emitted[source])
             ]
         return self._train(name, source, self._bytes[source], step)
+
+    def _part(self, joined: str, step: int | None) -> str:
+        """One step of a tensor that has all, or the whole of it."""
+        if step is None:
+            return joined
+        if not self.graph.has(f"{joined}/parts.{step}"):
+            self.graph.split(f"{joined}/parts", joined, len(self._emitted[self.snn.layers[0].name]))
+        return f"{joined}/parts.{step}"
 
     def _train(self, name: str, source: str, parts: list[str], step: int | None) -> str:
         """The image of a step, or of all steps joined."""

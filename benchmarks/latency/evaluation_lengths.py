@@ -12,6 +12,8 @@ def require_lengths(evaluation: Evaluation, steps: int) -> None:
     """Raise a ValueError unless it is of so many steps, and its lists have an entry for each step, or each layer."""
     require(evaluation.steps == steps, f"evaluation of {evaluation.steps} steps, expected {steps}")
     layers = len(evaluation.layers)
+    counted = evaluation.net_spikes is not None or evaluation.gross_spikes is not None
+    require(layers > 0 or not counted, "evaluation: spikes of no layer, expected at least one")
     _require_each(dict(_by_step(evaluation)), steps, "step")
     _require_each({"neurons": evaluation.neurons, **dict(_by_layer(evaluation))}, layers, "layer")
 

@@ -186,6 +186,7 @@ class Run(RecordPart, frozen=True):
         require(set(found.values()) == {images}, f"{found} entries, expected {images}, one for each image")
         steps = self.network.steps
         require(len(self.step_ms) == steps, f"step_ms has {len(self.step_ms)} entries, expected {steps}")
+        require_times(self.step_ms)
         fits = all(1 <= step <= steps for step in self.exit_steps)
         require(fits, f"exit_steps: expected 1 to {steps}")
         if self.evaluation is not None:

@@ -30,11 +30,20 @@ def cautions(record: Table2Record) -> Iterator[str]:
         )
     low, high = settings.LIKELY_RATES
     for name, cell in record.cells.items():
-        if not low <= cell.spike_rate <= high:
+        if cell.model is not None:
+            yield (
+                f"{name}: {cell.model.title} is a trained network, timed on {cell.model.test_images} images: too few "
+                "to tell what early exit does to its accuracy. `dc-eval` tells."
+            )
+        elif not low <= cell.spike_rate <= high:
             yield (
                 f"{name}: {cell.spike_rate:.1%} of the neurons spike per step, trained networks {low:.0%} to "
                 f"{high:.0%}: what sparsity gains there is not shown by these times."
             )
+    expected = {setting.name: setting.steps for setting in settings.SETTINGS}
+    for name, cell in record.cells.items():
+        if (steps := expected.get(name, cell.steps)) != cell.steps:
+            yield f"{name}: measured with T = {cell.steps}, the paper's is {steps}: not to be set beside it."
     if unknown := sorted(record.cells.keys() - set(settings.names())):
         yield (
             f"The record also holds {', '.join(unknown)}, which this version's table does not have: not shown. Update "

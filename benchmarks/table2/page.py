@@ -79,8 +79,9 @@ def _measured(record: Table2Record) -> list[tuple[PaperSetting, Cell]]:
 
 
 def _headlines(record: Table2Record) -> Iterator[str]:
-    """Those settings whose milliseconds the paper's are known of; else how many were measured."""
-    known = [(setting, cell) for setting, cell in _measured(record) if setting.v100_ms and setting.v100_exit_ms]
+    """Those settings of which the paper's milliseconds are known; with `--quick`, or for none, how many there are."""
+    full = () if record.quick else _measured(record)
+    known = [(setting, cell) for setting, cell in full if setting.v100_ms and setting.v100_exit_ms]
     for setting, cell in known:
         row = fastest(cell.rows)
         yield (
@@ -96,7 +97,7 @@ def _headlines(record: Table2Record) -> Iterator[str]:
 
 
 def _in_short(record: Table2Record) -> Iterator[Part]:
-    rows = tuple(_summary_row(one, record.cells.get(one.name)) for one in settings.SETTINGS)
+    rows = tuple(summary_row(one, record.cells.get(one.name)) for one in settings.SETTINGS)
     yield Table("Milliseconds per image (batch 1), here and in the paper", SUMMARY_HEADER, rows)
     if all(cell.model is None for cell in record.cells.values()):
         yield Text(
@@ -116,7 +117,7 @@ def _in_short(record: Table2Record) -> Iterator[Part]:
         yield Table("Of the paper's numbers", ("setting", "note"), notes, words=True)
 
 
-def _summary_row(setting: PaperSetting, cell: Cell | None) -> tuple[str, ...]:
+def summary_row(setting: PaperSetting, cell: Cell | None) -> tuple[str, ...]:
     steps = UNKNOWN if setting.mean_steps is None else f"{setting.mean_steps:g}"
     v100 = _published(setting.v100_ms), _published(setting.v100_exit_ms)
     if cell is None:

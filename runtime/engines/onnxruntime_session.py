@@ -103,8 +103,6 @@ def start_session(
         options.intra_op_num_threads = wanted.threads
     if not wanted.optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # The order of the nodes in the file, layer by layer; the default one goes step by step, past the cache.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if block is not None:
         backend += f", NCHW{block}c"
         # All but the optimisations of layouts.
@@ -115,6 +113,8 @@ def start_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     providers: list[Any] = [kind.name]
     if wanted.provider == "cpu":
+        # About the order of the nodes in the file, layer by layer; the default one goes step by step, past the cache.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         return _session(onnxruntime, content, path, options, providers), backend
 
     _check_machine(onnxruntime, wanted.provider)

@@ -81,10 +81,13 @@ def translate(network: onnx.ModelProto, values: dict[str, Value], *, signed: boo
         if missing := [name for name in node.input if name not in values]:
             raise RuntimeError(f"node '{node.name}' reads '{missing[0]}', which nothing makes")
         inputs = [values[name] for name in node.input]
+        of_spikes = inputs[0].end.get_node().get_type_name() != "Constant"
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and of_spikes:
+            _check_whole(node, inputs)
         if node.op_type == "QuantizeLinear":
             made = [_quantised(inputs[0], signed=signed)]
             whole |= set(node.output if made != inputs[:1] else ())
-        elif node.op_type == "DequantizeLinear" and inputs[0].end.get_node().get_type_name() != "Constant":
+        elif node.op_type == "DequantizeLinear" and of_spikes:
             made = inputs[:1]
             whole |= set(node.output if node.input[0] in whole else ())
         elif node.op_type == "DequantizeLinear":
@@ -97,6 +100,14 @@ def translate(network: onnx.ModelProto, values: dict[str, Value], *, signed: boo
         else:
             raise RuntimeError(f"node '{node.name}' is a {node.op_type}, expected {', '.join(OPERATORS)}")
         values.update(zip(node.output, made, strict=True))
+
+
+def _check_whole(node: onnx.NodeProto, inputs: list[Value]) -> None:
+    """Raise RuntimeError unless spikes are quantised as the whole numbers that they are."""
+    scale, *zero = (np.asarray(getattr(value.end.get_node(), "data", None)) for value in inputs[1:])
+    if scale.tolist() != 1 or [(point.tolist(), point.dtype.name) for point in zero] != [(0, "int8")]:
+        found = ", ".join(f"{point.tolist()} ({point.dtype})" for point in zero) or "none"
+        raise RuntimeError(f"node '{node.name}' has scale {scale.tolist()}, zero point {found}; expected 1, 0 (int8)")
 
 
 def _in_float(weight: Value) -> Value:

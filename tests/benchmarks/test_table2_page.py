@@ -54,7 +54,7 @@ def test_the_fastest_is_that_of_the_medians():
 
 
 def test_the_page_says_what_the_record_says():
-    page = page_of([record_of(cell(), cell())])
+    page = page_of([record_of(cell(), cell(steps=3, ))])
     summary = table(page, "Milliseconds per image (batch 1)")
     here = "12.5", "events fp32", "8.00"
     assert summary["Tiny, Noise, QCFS"] == ("4", "2.5", *here, "5.00 (projected)", "10.0", "100", "50.0")
@@ -104,6 +104,23 @@ def test_a_measured_exit_is_not_projected():
     assert "with Dynamic Confidence 3.00 ms (measured);" in page.headlines[0]
 
 
+def test_a_quick_record_has_no_headline_beside_the_paper():
+    page = page_of([record_of(cell(), quick=True)])
+    assert page.headlines == ("1 of the 2 settings of the paper's Table 2, measured on a processor.",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spike_rate": 1.5}, r"spike_rate 1\.5: expected a share, 0 to 1"),
+        ({"model": None}, r"with_exit of \['ONNX Runtime fp32'\]: expected null without a model"),
+    ],
+)
+def test_cells_that_cannot_be(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        msgspec.structs.replace(trained_cell(), **changes)
+
+
 def test_the_page_of_a_part():
     page = page_of([record_of(qffs=cell(load_average=[None, None]))])
     assert table(page, "Milliseconds per image (batch 1)")["Tiny, Noise, QCFS"] == (
@@ -122,13 +139,21 @@ def test_the_page_of_a_part():
             lambda: record_of(cell(spike_rate=0.3)),
             "tiny/qcfs: 30.0% of the neurons spike per step, trained networks 5%",
         ),
+        (
+            lambda: record_of(trained_cell()),
+            "tiny/qcfs: net is a trained network, timed on 3 images: too few to tell what",
+        ),
+        (
+            lambda: record_of(cell(steps=5)),
+            "tiny/qcfs: measured with T = 5, the paper's is 4: not to be set beside it.",
+        ),
         (lambda: record_of(cell(load_average=[3.2, None])), "The load average was up to 3.2 with 1 thread(s): other"),
         (
             lambda: table2_record({"tiny/qcfs": cell(), "large/qcfs": cell()}),
             "The record also holds large/qcfs, which this version's table does not have: not shown.",
         ),
     ],
-    ids=["quick", "spikes", "busy", "unknown"],
+    ids=["quick", "spikes", "trained", "other T", "busy", "unknown"],
 )
 def test_what_is_doubtful_is_said(record: Any, warning: str):
     (found,) = page_of([record()]).warnings

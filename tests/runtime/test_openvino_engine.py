@@ -251,6 +251,20 @@ def test_a_graph_that_differs_from_its_manifest(exported: Exported, tmp_path: Pa
         open_engine(path, backend="openvino")
 
 
+@pytest.mark.parametrize("kind", ["QuantizeLinear", "DequantizeLinear"])
+def test_spikes_in_other_units_are_refused(exported: Exported, tmp_path: Path, kind: str):
+    """It reads bytes as the numbers that they are; a graph that says otherwise is not ours."""
+    network, manifest = read_onnx(exported(precision="int8"))
+    stored = {tensor.name for tensor in network.graph.initializer}
+    node = next(node for node in network.graph.node if node.op_type == kind and node.input[0] not in stored)
+    network.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    node.input[1] = "half"
+    path = tmp_path / "net.onnx"
+    path.write_bytes(with_this_graph(network, manifest))
+    with pytest.raises(DynamicConfidenceError, match=r"has scale 0\.5, zero point 0 \(int8\); expected 1, 0 \(int8\)"):
+        open_engine(path, backend="openvino")
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [

@@ -54,7 +54,7 @@ def test_the_fastest_is_that_of_the_medians():
 
 
 def test_the_page_says_what_the_record_says():
-    page = page_of([record_of(cell(), cell(steps=3, ))])
+    page = page_of([record_of(cell(), cell(steps=3))])
     summary = table(page, "Milliseconds per image (batch 1)")
     here = "12.5", "events fp32", "8.00"
     assert summary["Tiny, Noise, QCFS"] == ("4", "2.5", *here, "5.00 (projected)", "10.0", "100", "50.0")

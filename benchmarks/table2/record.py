@@ -113,12 +113,12 @@ class Cell(RecordPart, frozen=True):
         require(len(self.rows) > 0, "rows: expected at least one engine")
         require(self.steps > 0, f"steps {self.steps}: expected at least 1")
         require(0 <= self.spike_rate <= 1, f"spike_rate {self.spike_rate}: expected a share, 0 to 1")
-        exits_of = [row.name for row in self.rows if row.with_exit is not None]
-        require(self.model is not None or not exits_of, f"with_exit of {exits_of}: expected null without a model")
         for row in self.rows:
             exits = [1] if row.with_exit is None else row.with_exit.exit_steps
             fits = len(exits) > 0 and all(1 <= step <= self.steps for step in exits)
             require(fits, f"exit_steps of {row.name}: expected at least one, each 1 to {self.steps}")
+        exits_of = [row.name for row in self.rows if row.with_exit is not None]
+        require(self.model is not None or not exits_of, f"with_exit of {exits_of}: expected null without a model")
 
 
 class Table2Record(RecordPart, frozen=True, tag_field="study", tag="table2"):

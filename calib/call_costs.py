@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .schedule import Costs
+from .schedule import NONE, OTHER, SAME, Costs
 
 ENOUGH = 12
 """Samples that a median is taken of, where there are so many."""
@@ -47,17 +47,17 @@ def costs_of_calls(samples: Sequence[CallSample], steps: int) -> dict[int, np.nd
     for size in sorted({sample.steps for sample in samples}):
         own = [sample for sample in samples if sample.steps == size]
         costs = np.zeros((2, steps))
-        for switched in (False, True):
+        for row, switched in ((SAME, False), (OTHER, True)):
             for first in (True, False):
                 at = slice(0, 1) if first else slice(1, steps)
-                costs[int(switched), at] = _nearest(_alike(own, switched, first), np.arange(steps)[at])
+                costs[row, at] = _nearest(_alike(own, switched, first), np.arange(steps)[at])
         found[size] = costs
     return found
 
 
 def typical(costs: Costs) -> dict[int, float]:
     """One number per K: the median over the starts, but the first, of calls as long as the one before."""
-    return {size: float(np.median(cost[0, 1:] if cost.shape[1] > 1 else cost[0])) for size, cost in costs.items()}
+    return {size: float(np.median(cost[SAME, 1:] if cost.shape[1] > 1 else cost[SAME])) for size, cost in costs.items()}
 
 
 def _alike(samples: Sequence[CallSample], switched: bool, first: bool) -> list[CallSample]:
@@ -82,7 +82,7 @@ def _nearest(samples: Sequence[CallSample], starts: np.ndarray) -> np.ndarray:
 
 def samples_of(runs: Iterable[tuple[Sequence[int], Sequence[float]]]) -> list[CallSample]:
     """Take runs apart, one input after another: of each, the steps of its calls, and the ms of those that were made."""
-    found, before = [], 0
+    found, before = [], NONE
     for calls, ms in runs:
         starts = chain((0,), np.cumsum(calls).tolist())
         for size, start, time in zip(calls, starts, ms, strict=False):  # an input may have stopped before the last call

@@ -8,10 +8,21 @@ import os
 import secrets
 import shlex
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import DynamicConfidenceError
+
+
+def check_place(path: Path, remedy: str) -> None:
+    """Raise a DynamicConfidenceError where no file can be made beside `path`; a folder that is missing is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise DynamicConfidenceError(f"{path}: cannot write there ({error.strerror}). {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ import contextlib
 import errno
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from ..runtime.errors import DynamicConfidenceError
+from ..runtime.files import check_place
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """A file system without locks: a training must still be possible there, as on systems without `flock`."""
@@ -25,13 +25,7 @@ def check_output(output: Path) -> None:
         raise DynamicConfidenceError(f"{output}: a checkpoint is named .pt: -o {output.with_suffix('.pt')}")
     if not output.parent.is_dir():
         raise DynamicConfidenceError(f"{output}: its folder does not exist: mkdir -p {shlex.quote(str(output.parent))}")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise DynamicConfidenceError(
-            f"{output}: cannot write there ({error.strerror}). Choose another place with -o."
-        ) from error
+    check_place(output, "Choose another place with -o.")
 
 
 @contextlib.contextmanager

@@ -137,9 +137,8 @@ def _said(error: BaseException) -> str:
 
 def _check_places(written: list[Path], read: list[Path]) -> None:
     """Raise a DynamicConfidenceError for a file that cannot be written: better now than after the measurement."""
-    import tempfile
-
     from ...runtime.errors import DynamicConfidenceError
+    from ...runtime.files import check_place
 
     taken = {path.resolve() for path in read}
     for path in written:
@@ -148,14 +147,7 @@ def _check_places(written: list[Path], read: list[Path]) -> None:
         if path.resolve() in taken:
             raise DynamicConfidenceError(f"{path}: is read here, or named twice; name another file to be written.")
         taken.add(path.resolve())
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise DynamicConfidenceError(
-                f"{path}: cannot write there ({error.strerror}). Choose another place for it."
-            ) from error
+        check_place(path, "Choose another place for it.")
 
 
 def _calm_progress(items: Iterable[T], what: str) -> Iterator[T]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,8 +33,7 @@ class Answer(NamedTuple):
     """float32 `[class]`"""
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
+class Answers(NamedTuple):
     """What a batch of inputs was answered."""
 
     rows: list[Answer]
@@ -103,7 +101,8 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
     while running:
         size, first = sizes[call], done
         output = engine.step(new) if size == usual else engine.step(new, size)
-        ends.append(time.perf_counter())
+        now = (time.perf_counter() - started) * 1e3
+        ends.append(now)
         done += size
         if call < last_call:
             call += 1
@@ -113,7 +112,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
             some = output.confidence
             if (some.item() if some.size == 1 else max(some.ravel().tolist())) <= limit:
                 continue
-        now, late = (ends[-1] - started) * 1e3, False
+        late = False
         if policy.deadline_ms is not None:
             # The next call is expected to take as long as those done, for what it costs.
             spent += costs[size]
@@ -131,7 +130,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
                     answers[row] = answer_at(output, k, row, found[k][row], step, now, reason)
                     break
         running = [row for row in running if row not in answers]
-    return Answers([answers[row] for row in range(count)], [(end - started) * 1e3 for end in ends])
+    return Answers([answers[row] for row in range(count)], ends)
 
 
 def _calm_until(policy: ExitPolicy, final: int) -> int:
@@ -240,18 +239,17 @@ def call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
 
 def check_pixels(engine: Engine, pixels: np.ndarray) -> None:
     """Raise a DynamicConfidenceError when `infer` cannot run these pixels on this engine."""
-    manifest = engine.manifest
-    shape = manifest.input.preprocessing.shape
-    if pixels.dtype != PIXEL or pixels.shape[-3:] != shape or pixels.ndim not in (4, 5):
+    manifest, size, shape = engine.manifest, pixels.shape, engine.manifest.input.shape[-3:]
+    if pixels.dtype != PIXEL or size[-3:] != shape or len(size) not in (4, 5):
         raise DynamicConfidenceError(
             f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with "
             "time steps in front for an input that varies in time."
         )
-    if not 1 <= pixels.shape[-4] <= engine.batch:
+    if not 1 <= size[-4] <= engine.batch:
         raise DynamicConfidenceError(
-            f"{pixels.shape[-4]} inputs for an engine opened with batch {engine.batch}: expected 1 to {engine.batch}."
+            f"{size[-4]} inputs for an engine opened with batch {engine.batch}: expected 1 to {engine.batch}."
         )
-    if pixels.ndim == 5:
+    if len(size) == 5:
         if not len(pixels):
             raise DynamicConfidenceError("0 frames: expected at least one.")
         if manifest.steps_per_call > 1 and not manifest.input.frames:

@@ -27,7 +27,7 @@ Y, X, CHANNEL = 1, 2, 3
 """Axes."""
 UINT8_MAX = 255
 CACHED = 2**18
-"""Bytes of a step's neighbourhoods of which those of several steps fit into a core's cache (of 1 MiB, on Zen 4)."""
+"""Bytes of what a layer or pool reads in a step; of so many, several steps fit into a core's cache (1 MiB, Zen 4)."""
 
 
 @dataclass
@@ -45,8 +45,8 @@ class MatmulForm:
     """What layers emit, float32, per step, as the neurons lie."""
     _bytes: dict[str, list[str]] = field(default_factory=dict)
     """The same as uint8, where it was made on the way or asked for."""
-    _pools: dict[str, str] = field(default_factory=dict)
-    """What pools emit, float32 `[batch, y, x, channel]`, all steps in one."""
+    _pools: dict[str, list[str]] = field(default_factory=dict)
+    """What pools emit, float32 `[batch, y, x, channel]`, per step or all steps in one."""
     _spikes: dict[str, list[str]] = field(default_factory=dict)
     """The same, or for QFFS what was added to it in the step."""
 
@@ -135,21 +135,24 @@ class MatmulForm:
         return graph.add("Cast", f"{step}/{name}", byte, to=TensorProto.FLOAT), [byte]
 
     def pool(self, pool: Pool) -> None:
+        large = np.dtype(np.float32).itemsize * np.prod(self.snn.shape_of(pool.source)) > CACHED
+        parts = range(self._steps) if large and self._steps > 1 else [None]
+        self._pools[pool.name] = [self._pooled(pool, step) for step in parts]
+
+    def _pooled(self, pool: Pool, step: int | None) -> str:
         """Sum over windows, first along x and then along y."""
-        graph, source = self.graph, self._numbers(pool.source, None)
+        graph, name, total = self.graph, numbered(pool.name, step), self._numbers(pool.source, step)
         if pool.kernel == self.snn.shape_of(pool.source)[1:] and pool.padding == (0, 0):
-            total = graph.add("ReduceSum", f"{pool.name}/sum", source, graph.integers(Y, X), keepdims=1)
-        else:
-            total = self._padded(f"{pool.name}/padded", source, pool.padding, graph.scalar(0))
-            for axis, kernel, stride, size in (
-                (X, pool.kernel[1], pool.stride[1], pool.shape[2]),
-                (Y, pool.kernel[0], pool.stride[0], pool.shape[1]),
-            ):
-                first, *others = self._shifted(f"{pool.name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
-                total = first
-                for index, other in enumerate(others, start=1):
-                    total = graph.add("Add", f"{pool.name}/{'_yx'[axis]}.sum.{index}", total, other)
-        self._pools[pool.name] = total
+            return graph.add("ReduceSum", f"{name}/sum", total, graph.integers(Y, X), keepdims=1)
+        total = self._padded(f"{name}/padded", total, pool.padding, graph.scalar(0))
+        for axis, kernel, stride, size in (
+            (X, pool.kernel[1], pool.stride[1], pool.shape[2]),
+            (Y, pool.kernel[0], pool.stride[0], pool.shape[1]),
+        ):
+            total, *others = self._shifted(f"{name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
+            for index, other in enumerate(others, start=1):
+                total = graph.add("Add", f"{name}/{'_yx'[axis]}.sum.{index}", total, other)
+        return total
 
     def current(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None = None) -> str:
         """Add the current of a synapse; what is not in int8 is a convolution between two changes of the layout."""
@@ -221,14 +224,17 @@ class MatmulForm:
         if source == INPUT:
             return self.trains[INPUT]
         if source in self._pools:
-            return self._part(self._pools[source], step)
+            return self._part(source, self._pools[source], step)
         return self._train(f"{source}/numbers", source, self._emitted[source], step)
 
     def _as_bytes(self, source: str, step: int | None) -> str:
         """uint8 `[batch, y, x, channel]`: what a source emits."""
         name = f"{source}/bytes"
         if source in self._pools:
-            return self._part(self.graph.once("Cast", name, self._pools[source], to=TensorProto.UINT8), step)
+            casts = [
+                self.graph.once("Cast", f"{pool}/byte", pool, to=TensorProto.UINT8) for pool in self._pools[source]
+            ]
+            return self._part(name, casts, step)
         if not self._bytes.get(source):
             self._bytes[source] = [
                 self.graph.add("Cast", f"{name}.cast.{index}", number, to=TensorProto.UINT8)
@@ -236,12 +242,19 @@ class MatmulForm:
             ]
         return self._train(name, source, self._bytes[source], step)
 
-    def _part(self, joined: str, step: int | None) -> str:
-        """One step of a tensor that has all, or the whole of it."""
+    @property
+    def _steps(self) -> int:
+        return len(self._emitted[self.snn.layers[0].name])
+
+    def _part(self, name: str, parts: list[str], step: int | None) -> str:
+        """One step, or all joined, of what is there per step or as a whole."""
+        if len(parts) > 1:
+            return self.graph.batched(f"{name}.joined", parts) if step is None else parts[step]
+        (joined,) = parts
         if step is None:
             return joined
         if not self.graph.has(f"{joined}/parts.{step}"):
-            self.graph.split(f"{joined}/parts", joined, len(self._emitted[self.snn.layers[0].name]))
+            self.graph.split(f"{joined}/parts", joined, self._steps)
         return f"{joined}/parts.{step}"
 
     def _train(self, name: str, source: str, parts: list[str], step: int | None) -> str:

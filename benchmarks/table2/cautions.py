@@ -6,9 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from ..latency.report_machines import apart
 from ..latency.report_parts import Table
+from ..latency.report_text import percent
 from ..peers.machine import BUSY
 from . import settings
-from .record import Table2Record
+from .record import Cell, Table2Record, tested_by_precision
+
+TOLERATED = 0.01
+"""Accuracy that an exit calibrated on 1,000 images may well lose on others."""
 
 
 def differences(records: Sequence[Table2Record]) -> Iterator[str]:
@@ -31,10 +35,7 @@ def cautions(record: Table2Record) -> Iterator[str]:
     low, high = settings.LIKELY_RATES
     for name, cell in record.cells.items():
         if cell.model is not None:
-            yield (
-                f"{name}: {cell.model.title} is a trained network, timed on {cell.model.test_images} images: too few "
-                "to tell what early exit does to its accuracy. `dc-eval` tells."
-            )
+            yield from _lost(name, cell)
         elif not low <= cell.spike_rate <= high:
             yield (
                 f"{name}: {cell.spike_rate:.1%} of the neurons spike per step, trained networks {low:.0%} to "
@@ -55,6 +56,17 @@ def cautions(record: Table2Record) -> Iterator[str]:
             f"The load average was up to {busiest:.1f} with {record.threads} thread(s): other processes may have used "
             "the machine. Measure again when nothing else runs."
         )
+
+
+def _lost(name: str, cell: Cell) -> Iterator[str]:
+    """Say where early exit answers fewer images than all steps do, by more than a few."""
+    for precision, tested in tested_by_precision(cell).items():
+        lost = tested.fixed_accuracy - tested.accuracy
+        if lost > TOLERATED:
+            yield (
+                f"{name}, {precision}: early exit loses {percent(lost)} points of accuracy, which its milliseconds do "
+                "not show. A threshold that promises less: `dc-calibrate --rule certified`."
+            )
 
 
 def machine_table(record: Table2Record) -> Table:

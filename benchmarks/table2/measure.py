@@ -14,9 +14,9 @@ import numpy as np
 from ...models.checkpoint import Checkpoint
 from ...runtime.engine import Engine
 from ...runtime.errors import CheckFailed
-from ...runtime.exit_policy import ExitPolicy
 from ...runtime.gpu import device_target
 from ...runtime.stepping import infer
+from ..model_and_data import spread
 from ..networks import random_checkpoint
 from ..peers.candidate import Missing
 from ..peers.machine import described, load
@@ -28,7 +28,7 @@ from . import settings
 from .engines import Opened, cpu_engines, gpu_engines, passes
 from .record import Absent, Cell, Computer, Row, Series, WithExit
 from .settings import LIKELY_RATES, Network, PaperSetting
-from .trained import Trained, exit_policy
+from .trained import TIMED_IMAGES, Exits, Trained, exits_of
 
 LEAST_ROUNDS = 3
 """However long they take."""
@@ -69,7 +69,7 @@ def measured(
     checkpoint = random_network(network, quick=quick) if trained is None else trained.checkpoint
     one = setting(paper.network, checkpoint, paper.method, steps=paper.steps, threads=threads)
     if trained is not None:
-        one = replace(one, pixels=trained.test[0])
+        one = replace(one, pixels=spread(trained.test, TIMED_IMAGES)[0])
     size, rate = size_of(one.snn), spike_rate(one.snn, one.pixels, min(one.steps, RATE_STEPS))
     told(f"{rate:.1%} of the neurons spike per step")
     if trained is None and not LIKELY_RATES[0] <= rate <= LIKELY_RATES[1]:
@@ -81,7 +81,8 @@ def measured(
             told(f"{opened.name}: {'ready' if isinstance(opened, Opened) else f'{opened.status} ({opened.reason})'}")
             found.append(opened)
         present = [opened for opened in found if isinstance(opened, Opened)]
-        rows, answers = _timed(one, present, trained, seconds, quick, told)
+        exits = {} if trained is None else _exits(present, trained, threads, told)
+        rows, answers = _timed(one, present, exits, seconds, quick, told)
     _equal(paper.name, present, answers)
     return Cell(
         steps=one.steps,
@@ -103,30 +104,33 @@ def measured(
 def _timed(
     one: Setting,
     present: list[Opened],
-    trained: Trained | None,
+    exits: dict[str, Exits],
     seconds: float,
     quick: bool,
     told: Callable[[str], None],
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
     """The rows of all engines, and what each of them answered in the last round."""
     answers: dict[str, np.ndarray] = {}
-    exits: dict[str, list[int]] = {}
-    policies = {} if trained is None else _policies(present, trained, one.threads)
+    stopped: dict[str, list[int]] = {}
     one_pass = {name: run for name, run in passes(one).items() if name in {opened.name for opened in present}}
     calls: dict[str, Call] = {}
     for name, precision, _, engine in present:
         calls[name] = _fixed(name, one, engine, answers)
-        if precision in policies:
-            calls[f"{name}, exit"] = _with_exit(name, one, engine, policies[precision], exits)
+        if precision in exits:
+            calls[f"{name}, exit"] = _with_exit(name, engine, exits[precision], stopped)
     for name, run in one_pass.items():
         calls[f"{name}, one pass"] = lambda round_, run=run: run(_image(one, round_))
     samples = interleaved(calls, seconds, quick=quick, least=LEAST_ROUNDS, told=told)
     rows = []
     for name, precision, _, engine in present:
         with_exit = None
-        if precision in policies:
-            series = _series(samples[f"{name}, exit"], len(one.pixels))
-            with_exit = WithExit(series=series, exit_steps=exits[name], threshold=policies[precision].threshold)
+        if (of := exits.get(precision)) is not None:
+            with_exit = WithExit(
+                series=_series(samples[f"{name}, exit"], len(of.timed)),
+                exit_steps=stopped[name],
+                threshold=of.policy.threshold,
+                tested=of.tested,
+            )
         rows.append(
             Row(
                 name=name,
@@ -140,10 +144,13 @@ def _timed(
     return rows, answers
 
 
-def _policies(present: list[Opened], trained: Trained, threads: int) -> dict[str, ExitPolicy]:
-    """One of each precision: all engines of a precision give the same answers."""
-    files = {opened.precision: opened.file for opened in present}
-    return {precision: exit_policy(file, trained, threads) for precision, file in files.items()}
+def _exits(present: list[Opened], trained: Trained, threads: int, told: Callable[[str], None]) -> dict[str, Exits]:
+    """Of each precision: all its engines give the same answers."""
+    found = {}
+    for precision, file in {opened.precision: opened.file for opened in present}.items():
+        told(f"{precision}: calibrating and testing early exit, all steps of {len(trained.test[0])} test images")
+        found[precision] = exits_of(file, trained, threads)
+    return found
 
 
 def _fixed(name: str, one: Setting, engine: Engine, answers: dict[str, np.ndarray]) -> Call:
@@ -156,11 +163,11 @@ def _fixed(name: str, one: Setting, engine: Engine, answers: dict[str, np.ndarra
     return call
 
 
-def _with_exit(name: str, one: Setting, engine: Engine, policy: ExitPolicy, exits: dict[str, list[int]]) -> Call:
-    """Answer all images in every round, each with as many steps as it takes."""
+def _with_exit(name: str, engine: Engine, exits: Exits, stopped: dict[str, list[int]]) -> Call:
+    """Answer all timed images in every round, each with as many steps as it takes."""
 
     def call(round_: int) -> None:
-        exits[name] = [infer(engine, image[None], policy).rows[0].steps for image in one.pixels]
+        stopped[name] = [infer(engine, image[None], exits.policy).rows[0].steps for image in exits.timed]
 
     return call
 

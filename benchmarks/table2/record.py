@@ -43,13 +43,27 @@ class Series(RecordPart, frozen=True):
         require_times(self.wall_ms)
 
 
+class Tested(RecordPart, frozen=True):
+    """What early exit does on the test images; accuracies are fractions."""
+
+    accuracy: float
+    fixed_accuracy: float
+    """After all T steps."""
+    mean_steps: float
+
+    def __post_init__(self) -> None:
+        fits = 0 <= self.accuracy <= 1 and 0 <= self.fixed_accuracy <= 1
+        require(fits, f"accuracy {self.accuracy} and {self.fixed_accuracy}: expected fractions, 0 to 1")
+
+
 class WithExit(RecordPart, frozen=True):
-    """Dynamic Confidence on a trained network: in every round all images, the time divided by their number."""
+    """Dynamic Confidence on a trained network: in every round all timed images, the time divided by their number."""
 
     series: Series
     exit_steps: list[int]
-    """`[image]`"""
+    """Of the timed ones, `[image]`."""
     threshold: float
+    tested: Tested
 
 
 class Row(RecordPart, frozen=True):
@@ -114,9 +128,12 @@ class Cell(RecordPart, frozen=True):
         require(self.steps > 0, f"steps {self.steps}: expected at least 1")
         require(0 <= self.spike_rate <= 1, f"spike_rate {self.spike_rate}: expected a share, 0 to 1")
         for row in self.rows:
-            exits = [1] if row.with_exit is None else row.with_exit.exit_steps
-            fits = len(exits) > 0 and all(1 <= step <= self.steps for step in exits)
+            if (found := row.with_exit) is None:
+                continue
+            fits = len(found.exit_steps) > 0 and all(1 <= step <= self.steps for step in found.exit_steps)
             require(fits, f"exit_steps of {row.name}: expected at least one, each 1 to {self.steps}")
+            mean = found.tested.mean_steps
+            require(1 <= mean <= self.steps, f"mean_steps {mean} of {row.name}: expected 1 to {self.steps}")
         exits_of = [row.name for row in self.rows if row.with_exit is not None]
         require(self.model is not None or not exits_of, f"with_exit of {exits_of}: expected null without a model")
 
@@ -129,6 +146,11 @@ class Table2Record(RecordPart, frozen=True, tag_field="study", tag="table2"):
     machine: Computer
     cells: dict[str, Cell]
     """By setting, `network/method`."""
+
+
+def tested_by_precision(cell: Cell) -> dict[str, Tested]:
+    """By precision, as its first engine has it; empty for random weights."""
+    return {row.precision: row.with_exit.tested for row in reversed(cell.rows) if row.with_exit is not None}
 
 
 def read_record(path: Path) -> Table2Record:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from ...calib.calibrate import trace_from_file
+from ...calib.exits import replay
 from ...calib.policy import Goal, calibrate
 from ...models.checkpoint import Checkpoint, load_checkpoint, sha256_of
 from ...runtime.errors import DynamicConfidenceError
@@ -18,11 +20,11 @@ from ...runtime.manifest import Preprocessing
 from ...runtime.network_file import read_manifest
 from ..model_and_data import Images, model_and_parts, spread
 from . import settings
-from .record import Model
+from .record import Model, Tested
 
-CALIBRATION_IMAGES = 1000
-TEST_IMAGES = 20
-"""Timed one after another in every round."""
+CALIBRATION_IMAGES = TEST_IMAGES = 1000
+TIMED_IMAGES = 20
+"""One after another in every round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,16 @@ class Trained:
     calibration: Images
     test: Images
     about: Model
+
+
+@dataclass(frozen=True, eq=False)
+class Exits:
+    """When the time steps of a trained network stop, and what that does to its answers."""
+
+    policy: ExitPolicy
+    tested: Tested
+    timed: np.ndarray
+    """Test images `[image, channel, y, x]` that stop as all of them do on average."""
 
 
 def by_network(texts: Iterable[str], wanted: Collection[str]) -> dict[str, Trained]:
@@ -94,9 +106,27 @@ def network_of(checkpoint: Checkpoint, title: str) -> str:
     return known[found]
 
 
-def exit_policy(file: Path, trained: Trained, threads: int) -> ExitPolicy:
-    """Choose the threshold of an exported network on the calibration images, as `dc-calibrate` does, and its policy."""
-    trace = trace_from_file(file, *trained.calibration, trained.about.data, threads=threads)
-    manifest = read_manifest(file)
+def exits_of(file: Path, trained: Trained, threads: int) -> Exits:
+    """Choose the threshold of an exported network on the calibration images, as `dc-calibrate` does, and test it."""
+    manifest, data = read_manifest(file), trained.about.data
+    trace = trace_from_file(file, *trained.calibration, data, threads=threads)
     found = calibrate(trace, manifest.calibration, Goal()).calibration
-    return policy_from_manifest(msgspec.structs.replace(manifest, calibration=found))
+    pixels, label = trained.test
+    trace = trace_from_file(file, pixels, label, data, threads=threads)
+    exits = replay(trace, found)
+    tested = Tested(
+        accuracy=float(trace.correct[np.arange(trace.samples), exits - 1].mean()),
+        fixed_accuracy=float(trace.correct[:, -1].mean()),
+        mean_steps=float(exits.mean()),
+    )
+    policy = policy_from_manifest(msgspec.structs.replace(manifest, calibration=found))
+    return Exits(policy, tested, pixels[evenly_ranked(exits, TIMED_IMAGES)])
+
+
+def evenly_ranked(exits: np.ndarray, count: int) -> np.ndarray:
+    """So many indices, all where there are no more, evenly spread over the ranks of the exit steps `[image]`.
+
+    Their mean is that of all but for a fraction of a step, which a draw at random would miss by several.
+    """
+    ranks = (2 * np.arange(min(count, len(exits))) + 1) * len(exits) // (2 * min(count, len(exits)))
+    return np.argsort(exits, kind="stable")[ranks]

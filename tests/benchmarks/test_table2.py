@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from support import GREY, noise, random_checkpoint
 from table2_records import GPU, ROWS, STEPS, TINY, TINY_SETTINGS, cell, table2_record
 
@@ -35,6 +37,7 @@ from dynamic_confidence.benchmarks.table2.record import (
     read_record,
 )
 from dynamic_confidence.benchmarks.table2.settings import NETWORKS, SETTINGS, Network, PaperSetting
+from dynamic_confidence.benchmarks.table2.trained import evenly_ranked
 from dynamic_confidence.benchmarks.tables import published
 from dynamic_confidence.calib.exits import exit_steps
 from dynamic_confidence.models.checkpoint import save_checkpoint
@@ -197,6 +200,8 @@ def test_a_record_of_something_else_is_refused(
 
 
 SERIES = {"wall_ms": [1.0], "cpu_ms": [1.0]}
+TESTED = {"accuracy": 0.5, "fixed_accuracy": 0.5, "mean_steps": 2.0}
+EXITS = {"series": SERIES, "exit_steps": [4], "threshold": 1.0, "tested": TESTED}
 
 
 def spoiled_row(key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -220,13 +225,15 @@ def spoiled_row(key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, An
         (spoiled_row("fixed", {"wall_ms": [1.0], "cpu_ms": []}), "at least one - at `"),
         (spoiled_row("fixed", {"wall_ms": [-1.0], "cpu_ms": [1.0]}), "milliseconds must be positive"),
         (
-            spoiled_row("with_exit", {"series": SERIES, "exit_steps": [5], "threshold": 1.0}),
+            spoiled_row("with_exit", {**EXITS, "exit_steps": [5]}),
             "at least one, each 1 to 4",
         ),
         (
-            spoiled_row("with_exit", {"series": SERIES, "exit_steps": [], "threshold": 1.0}),
+            spoiled_row("with_exit", {**EXITS, "exit_steps": []}),
             "exit_steps of ONNX Runtime",
         ),
+        (spoiled_row("with_exit", {**EXITS, "tested": {**TESTED, "accuracy": 70}}), "expected fractions, 0 to 1"),
+        (spoiled_row("with_exit", {**EXITS, "tested": {**TESTED, "mean_steps": 4.5}}), "mean_steps 4.5 of ONNX"),
         (lambda plain: plain | {"cells": {"tiny/qcfs": plain["cells"]["tiny/qcfs"] | {"rows": []}}}, "rows: expected"),
         (
             lambda plain: plain | {"cells": {"tiny/qcfs": plain["cells"]["tiny/qcfs"] | {"steps": 0}}},
@@ -315,22 +322,37 @@ def test_the_exits_of_a_trained_network_are_measured(measurements: list[str], tm
     assert found.width is None
     assert found.model is not None
     assert (found.model.title, found.model.data) == ("net", "noise")
-    assert (found.model.calibration_images, found.model.test_images) == (30, 20)
+    assert (found.model.calibration_images, found.model.test_images) == (30, 30)
     snn, _ = snap(snn_from_ann(checkpoint.network(), GREY, "qcfs"), STEPS)
     with np.load(tmp_path / "noise" / "test.npz") as data:
-        pixels = data["image"][np.arange(20) * 30 // 20]
-    confidence = np.stack([max_softmax(step.logits, STEPS) for step in oracle_steps(snn, pixels, STEPS)], axis=1)
+        pixels, label = data["image"], data["label"]
+    steps = list(oracle_steps(snn, pixels, STEPS))
+    right = np.stack([step.logits.argmax(axis=1) == label for step in steps], axis=1)
+    confidence = np.stack([max_softmax(step.logits, STEPS) for step in steps], axis=1)
     for one in found.rows:
         assert one.with_exit is not None
         assert len(one.with_exit.series.wall_ms) == peers_measure.QUICK_ROUNDS
         if one.precision == "fp32":
-            expected = exit_steps(confidence, one.with_exit.threshold, np.full(20, STEPS))
-            assert one.with_exit.exit_steps == expected.tolist()
+            expected = exit_steps(confidence, one.with_exit.threshold, np.full(30, STEPS))
+            assert one.with_exit.exit_steps == expected[evenly_ranked(expected, 20)].tolist()
+            tested = one.with_exit.tested
+            assert tested.mean_steps == pytest.approx(expected.mean())
+            assert tested.accuracy == pytest.approx(right[np.arange(30), expected - 1].mean())
+            assert tested.fixed_accuracy == pytest.approx(right[:, -1].mean())
     assert "(measured)" in markdown_of(page_of([read_record(output)]))
     # What is trained is neither measured again, nor replaced by random weights.
     assert "tiny/qcfs: measured already" in run(*arguments).stderr
     assert "tiny/qcfs: measured already" in run("--only", "tiny/qcfs", "--quick", "-o", output).stderr
     assert measurements == ["tiny/qcfs"] * 2
+
+
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=1000), st.integers(1, 20))
+def test_timed_images_stop_as_all_do_on_average(steps: list[int], count: int):
+    exits = np.array(steps)
+    chosen = evenly_ranked(exits, count)
+    assert len(set(chosen.tolist())) == min(count, len(exits))
+    # Every rank stands for 1 / count of the others: the mean is off by half a step from rank to rank at most.
+    assert abs(exits[chosen].mean() - exits.mean()) <= np.ptp(exits) / len(chosen)
 
 
 def test_one_engine_of_each_backend_and_precision(tmp_path: Path):

@@ -8,14 +8,13 @@ from typing import Any
 import click
 
 from ...runtime.errors import DynamicConfidenceError
+from ...runtime.load import BUSY, load_per_core
 from ..processor import flags, governor
 from ..record import machine, versions
 
 LIBRARIES = ("openvino", "numba", "spikingjelly")
 """Beside those of every record."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-BUSY = 0.5
-"""Load average beside our own from which on the timings are not to be trusted."""
 
 
 def pin(threads: int) -> list[int]:
@@ -56,11 +55,11 @@ def load() -> float | None:
 
 def warn_if_busy() -> None:
     """Say on stderr when other processes use this machine."""
-    busy = load()
+    busy = load_per_core()
     if busy is not None and busy > BUSY:
         click.secho(
-            f"Warning: the load average is {busy:.1f}: other processes use this machine, and the timings will not be "
-            "those of an idle one. Wait until they have ended.",
+            f"Warning: other processes use {busy:.0%} of this machine, and the timings will not be those of an idle "
+            "one. Wait until they have ended.",
             fg="yellow",
             err=True,
         )

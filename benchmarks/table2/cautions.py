@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from ..latency.report_machines import apart
 from ..latency.report_parts import Table
 from ..latency.report_text import percent
-from ..peers.machine import BUSY
 from . import settings
 from .record import Cell, Table2Record, tested_by_precision
 
+OTHERS = 0.5
+"""Load average beside our own from which on the timings are not to be trusted."""
 TOLERATED = 0.01
 """Accuracy that an exit calibrated on 1,000 images may well lose on others."""
 
@@ -51,7 +52,7 @@ def cautions(record: Table2Record) -> Iterator[str]:
             "dynamic-confidence."
         )
     busiest = max(_loads(record), default=0.0)
-    if busiest > record.threads + BUSY:
+    if busiest > record.threads + OTHERS:
         yield (
             f"The load average was up to {busiest:.1f} with {record.threads} thread(s): other processes may have used "
             "the machine. Measure again when nothing else runs."

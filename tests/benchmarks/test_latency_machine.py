@@ -265,9 +265,24 @@ def test_the_power_mode_of_a_jetson(
     assert machine.power_mode(programs) is None  # another machine
 
 
-def test_the_load_of_this_machine(monkeypatch: pytest.MonkeyPatch):
+def test_what_others_use_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def pass_time(seconds: float) -> None:
+        assert seconds == load.WATCHED_S
+        write(tmp_path, stat="cpu  110 10 15 160 25 0 0 5 99 99\ncpu0 …")
+
+    write(tmp_path, stat="cpu  100 10 10 100 20 0 0 0 50 50\ncpu0 …")
+    monkeypatch.setattr(load.time, "sleep", pass_time)
+    assert load.load_per_core(tmp_path) == (10 + 5 + 5) / (10 + 5 + 60 + 5 + 5)
+
+
+@pytest.mark.parametrize("stat", [None, "", "cpu 1 2", "cpu a b c d e", "intr 1 2 3 4 5 6"])
+def test_the_load_average_where_the_system_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stat: str | None
+):
+    if stat is not None:
+        write(tmp_path, stat=stat)
     monkeypatch.setattr(load.os, "getloadavg", lambda: (3.0, 0.0, 0.0), raising=False)
     monkeypatch.setattr(load.os, "cpu_count", lambda: 4)
-    assert load.load_per_core() == 0.75
+    assert load.load_per_core(tmp_path) == 0.75
     monkeypatch.delattr(load.os, "getloadavg")
-    assert load.load_per_core() is None
+    assert load.load_per_core(tmp_path) is None

@@ -539,12 +539,13 @@ def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.2, 0.0, 0.0), raising=False)
-    machine.warn_if_busy()
+    for unremarkable in (None, 0.1):
+        monkeypatch.setattr(machine, "load_per_core", lambda found=unremarkable: found)
+        machine.warn_if_busy()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(machine.os, "getloadavg", lambda: (2.0, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(machine, "load_per_core", lambda: 0.5)
     machine.warn_if_busy()
-    assert "the load average is 2.0: other processes use this machine" in capsys.readouterr().err
+    assert "other processes use 50% of this machine" in capsys.readouterr().err
 
 
 def test_the_stepping_loop_is_timed_without_the_engine(tmp_path: Path):

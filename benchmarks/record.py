@@ -86,7 +86,10 @@ def read_record(path: Path, kind: Any, title: str, again: str) -> Any:
     Raises: DynamicConfidenceError for what is no such record, with the key at fault.
     """
     try:
-        return decode_whole(path.read_bytes(), kind)
+        content = path.read_bytes()
+        if not content.strip():
+            raise DynamicConfidenceError(f"{path}: is empty, expected {title}. {again}")
+        return decode_whole(content, kind)
     except OSError as error:
         raise DynamicConfidenceError(f"{path}: cannot be read ({error}). {again}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -13,6 +13,8 @@ TOGETHER = 0.1
 ANYWAY = 0.01
 """… and as a fraction of all: where little is saved, noise is large beside it."""
 
+PINNING = "keep the process to some cores with `taskset`, "
+
 
 def cautions(record: LatencyRecord) -> list[str]:
     """Say what a reader should know before a number is quoted; nothing to say: an empty list."""
@@ -26,11 +28,11 @@ def cautions(record: LatencyRecord) -> list[str]:
             "when nothing else runs."
         )
     for run in record.runs:
-        found += _of_run(run)
+        found += _of_run(run, pinned=bool(record.machine.pinned_to))
     return found
 
 
-def _of_run(run: Run) -> Iterator[str]:
+def _of_run(run: Run, *, pinned: bool) -> Iterator[str]:
     numbers = summary(run)
     if run.network.calibrated_on is None:
         yield (
@@ -41,13 +43,14 @@ def _of_run(run: Run) -> Iterator[str]:
         worst = max(numbers.with_exit.cv, numbers.without_exit.cv)
         yield (
             f"{run.file}: samples of equally many time steps scatter by {100 * worst:.0f} % (coefficient of variation; "
-            f"above {100 * UNSTEADY:.0f} % they count as unsteady). Fix the clock, keep the process to some cores with "
-            "`taskset`, or measure longer."
+            f"above {100 * UNSTEADY:.0f} % they count as unsteady). Fix the clock, "
+            f"{'' if pinned else PINNING}or measure longer."
         )
     if abs(numbers.saving_gap) > max(TOGETHER * abs(numbers.saving_steps), ANYWAY):
         calls = ", ".join(map(str, run.network.calls))
+        several = f", and calls that run to their end (of {calls} steps)" if max(run.network.calls) > 1 else ""
         yield (
             f"{run.file}: {100 * numbers.saving_steps:.1f} % of the time steps are saved and "
             f"{100 * numbers.saving_ms:.1f} % of the milliseconds. The difference is what an inference costs beside "
-            f"its steps, and calls that run to their end (of {calls} steps)."
+            f"its steps{several}."
         )

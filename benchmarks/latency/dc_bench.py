@@ -34,9 +34,19 @@ REFRESH_S = 0.5
     type=int,
     help="So many images, evenly spread over DATA. [default: of 20 to 1000 those that the seconds allow thrice]",
 )
-@click.option("--rounds", type=int, default=5, show_default=True, help="How often all of them are timed, at most.")
 @click.option(
-    "--seconds", type=float, default=60.0, show_default=True, help="About how long to time; one round is always whole."
+    "--rounds",
+    type=int,
+    default=5,
+    show_default=True,
+    help="How often all of them are timed, unless the seconds are over.",
+)
+@click.option(
+    "--seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Timing ends then at the latest; one round is always whole.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as one JSON object.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record (.json): machine and every sample.")

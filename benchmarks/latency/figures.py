@@ -143,6 +143,7 @@ def comparison_picture(
         axes.set(xlabel="ms until the answer, on average", ylabel="accuracy, %")
         axes.set_xlim(left=0)
         axes.margins(y=0.25)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # a margin above 100 % would look like accuracy
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3, columnspacing=1)
 
     return inline_svg(key, title, description, draw)

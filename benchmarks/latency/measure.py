@@ -54,7 +54,7 @@ class Measured:
     evaluation: Evaluation | None = None
     overhead: Overhead | None = None
     throughput: list[Throughput] = field(default_factory=list)
-    energy: Energy | NotMeasured = field(default_factory=lambda: NotMeasured(reason="it was not got to"))
+    energy: Energy | NotMeasured = field(default_factory=lambda: NotMeasured(reason="it ended before"))
     complete: bool = False
 
     def __post_init__(self) -> None:

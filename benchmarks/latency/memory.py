@@ -41,7 +41,7 @@ class MemoryUse:
 
     @property
     def record(self) -> Memory | None:
-        """None where the system does not tell, or it was not got to."""
+        """None where the system does not tell, or it ended before that."""
         if self.before is None or self.open is None or self.peak is None:
             return None
         return Memory(rss_before=self.before, rss_open=self.open, rss_peak=self.peak, gpu=self.gpu)

@@ -175,7 +175,7 @@ class Run(RecordPart, frozen=True):
     memory: Memory | None
     energy: Energy | NotMeasured
     evaluation: Evaluation | None
-    """Accuracy at every step, exits, upper bound and spikes, on the same images; null: it was not got to."""
+    """Accuracy at every step, exits, upper bound and spikes, on the same images; null: it ended before that."""
 
     def __post_init__(self) -> None:
         ways = [list(map(len, series.ms)) for series in (self.with_exit, self.without_exit)]

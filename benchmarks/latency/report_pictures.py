@@ -31,7 +31,7 @@ def pictures(run: Run, found: Summary) -> Iterator[Part]:
     """Accuracy in steps and in ms, exits, latency by exit, spikes; a sentence where there is nothing to draw."""
     evaluation = run.evaluation
     if evaluation is None:
-        yield Text("The accuracy at every step was not got to, so there is no picture of it.")
+        yield Text("It ended before the accuracy at every step was measured, so there is no picture of it.")
     else:
         caps = evaluation.capped.mean_steps, evaluation.upper_bound.mean_steps
         steps = [float(step) for step in range(1, evaluation.steps + 1)]

@@ -123,15 +123,15 @@ def cost_table(run: Run) -> Table:
 
 def _host(run: Run) -> Iterator[tuple[str, str]]:
     if run.overhead is None:
-        yield "host overhead", "not measured: it was not got to"
+        yield "host overhead", "not measured: it ended before"
         return
-    cost, step_us = host_cost(run.overhead), 1e3 * run.step_ms[-1] / run.network.steps
+    cost = host_cost(run.overhead, run)
 
-    def text(us: float) -> str:
-        return f"{number(us)} µs per time step, {percent(us / step_us)} % of one"
+    def text(us: float, share: float) -> str:
+        return f"{number(us)} µs per time step, {percent(share)} % of one"
 
-    yield "added by the stepping loop", text(cost.loop_us)
-    yield "confidence, were it computed on the host", text(cost.confidence_us)
+    yield "added by the stepping loop", text(cost.loop_us, cost.loop_share)
+    yield "confidence, were it computed on the host", text(cost.confidence_us, cost.confidence_share)
 
 
 def _throughput(run: Run) -> Iterator[tuple[str, str]]:

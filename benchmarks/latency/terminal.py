@@ -26,7 +26,7 @@ def facts(record: LatencyRecord) -> dict[str, Any]:
                 "with_exit": numbers.with_exit._asdict(),
                 "without_exit": numbers.without_exit._asdict(),
                 "with_over_without": numbers.with_over_without._asdict(),
-                "overhead": None if run.overhead is None else host_cost(run.overhead)._asdict(),
+                "overhead": None if run.overhead is None else host_cost(run.overhead, run)._asdict(),
                 **{key: parts[key] for key in more},
             }
         )
@@ -89,11 +89,11 @@ def _sentences(record: LatencyRecord, run: Run, numbers: Summary) -> Iterator[st
     )
     yield f"an answer takes {_said(numbers.with_over_without, numbers.rounds)} of its time without early exit"
     if run.overhead is not None:
-        cost, step_us = host_cost(run.overhead), 1e3 * numbers.without_exit.mean / numbers.steps
+        cost = host_cost(run.overhead, run)
         yield (
             f"per time step the stepping loop adds {cost.loop_us:.1f} us to the engine's calls "
-            f"({100 * cost.loop_us / step_us:.1f} % of a step); a confidence on the host would take "
-            f"{cost.confidence_us:.1f} us ({100 * cost.confidence_us / step_us:.1f} %)"
+            f"({100 * cost.loop_share:.1f} % of a step); a confidence on the host would take "
+            f"{cost.confidence_us:.1f} us ({100 * cost.confidence_share:.1f} %)"
         )
     rates = {one.early_exit: one for one in run.throughput}
     if len(rates) == 2:

@@ -223,7 +223,7 @@ def test_a_run_is_written_up(clock: Clock):
     assert run.network.threshold == 0.9
     assert run.network.calibrated_on is None
     assert run.memory == Memory(rss_before=10.0, rss_open=20.0, rss_peak=30.0, gpu=None)
-    assert run.energy == NotMeasured(reason="it was not got to")
+    assert run.energy == NotMeasured(reason="it ended before")
     record = record_of(Asked((Path("net.onnx"),), Path("set")), "dc-bench net.onnx", MACHINE, [one], None)
     assert record is not None
     assert (record.complete, record.stopped, record.pairs) == (True, None, [])

@@ -168,11 +168,11 @@ def test_what_was_not_got_to_is_said():
     )
     record = latency_record(run, complete=False, stopped="the engine failed")
     rows = table_of(record, "What else it costs")
-    assert rows["host overhead"] == ("not measured: it was not got to",)
+    assert rows["host overhead"] == ("not measured: it ended before",)
     assert rows["throughput"] == rows["memory"] == ("not measured",)
     assert table_of(record, "Step by step")["1"][2:5] == ("–", "–", "–")
     assert titles(record) == ["Where the images stop", "Latency by the step of the exit"]
-    assert "The accuracy at every step was not got to" in sentences(record)
+    assert "It ended before the accuracy at every step was measured" in sentences(record)
     assert "This run is incomplete (the engine failed)" in sentences(record)
     page = page_of([record])
     assert page.sections[0].title.endswith(" (incomplete)")

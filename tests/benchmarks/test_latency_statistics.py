@@ -115,8 +115,10 @@ def test_the_spread_of_few_values_is_half_their_range():
 
 
 def test_what_the_host_adds():
-    found = host_cost(Overhead(loop_us=[9.0, 8.0, 30.0], bare_us=[2.0, 1.5, 2.5], confidence_us=[5.0, 4.0, 6.0]))
-    assert found == HostCost(7.0, 5.0)
+    run = latency_run(steps=4)
+    step_us = 1e3 * run.step_ms[-1] / 4
+    found = host_cost(Overhead(loop_us=[9.0, 8.0, 30.0], bare_us=[2.0, 1.5, 2.5], confidence_us=[5.0, 4.0, 6.0]), run)
+    assert found == HostCost(7.0, 7.0 / step_us, 5.0, 5.0 / step_us)
 
 
 def test_nothing_to_caution_against():
@@ -141,5 +143,8 @@ def test_cautions():
         strict=True,
     ):
         assert text.startswith(wanted)
+    assert "`taskset`" not in found[3]  # the process is kept to one core
+    free = cautions(latency_record(run, machine=msgspec.structs.replace(MACHINE, pinned_to=[])))
+    assert "Fix the clock, keep the process to some cores with `taskset`, or measure longer." in free[1]
     silent = msgspec.structs.replace(MACHINE, load_per_core=None)
     assert cautions(latency_record(run_of(FAST, SLOW), machine=silent)) == []

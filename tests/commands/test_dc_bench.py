@@ -255,7 +255,7 @@ def test_what_is_stopped_leaves_what_was_measured(
     assert record.runs[0].failure == record.stopped
     assert [len(round_) for round_ in record.runs[0].with_exit.ms] == [12, 4]
     assert record.runs[0].evaluation is None
-    assert record.runs[0].energy == NotMeasured(reason="it was not got to")
+    assert record.runs[0].energy == NotMeasured(reason="it ended before")
     assert f"Warning: The measurement ended before its end ({record.stopped})" in result.stderr
     assert "12 images of test.npz, 2 rounds" in result.stdout
 

@@ -56,7 +56,7 @@ def test_the_command_writes_markdown(record_file: Path, tmp_path: Path):
         (lambda text: text.replace('"study": "latency"', '"study": "speed"'), "(Invalid value 'speed' - at `$.study`)"),
         (lambda text: text.replace('"command"', '"order"'), "unknown field `order`"),
         (lambda text: "[]", "(Expected `object`, got `array`)"),
-        (lambda text: "", "(Input data was truncated)"),
+        (lambda text: "", "is empty, expected a record of dc-bench or of Table 2"),
         (lambda text: text.replace('"study": "latency"', '"study": "table2"'), "unknown field `complete`"),
     ],
     ids=["truncated", "version", "study", "field", "list", "empty", "wrong study"],

@@ -12,6 +12,8 @@ from .record import Cell, Table2Record, tested_by_precision
 
 OTHERS = 0.5
 """Load average beside our own from which on the timings are not to be trusted."""
+ENOUGH = 1000
+"""Test images."""
 TOLERATED = 0.01
 """Accuracy that an exit calibrated on 1,000 images may well lose on others."""
 
@@ -36,7 +38,7 @@ def cautions(record: Table2Record) -> Iterator[str]:
     low, high = settings.LIKELY_RATES
     for name, cell in record.cells.items():
         if cell.model is not None:
-            yield from _lost(name, cell)
+            yield from _of_trained(name, cell)
         elif not low <= cell.spike_rate <= high:
             yield (
                 f"{name}: {cell.spike_rate:.1%} of the neurons spike per step, trained networks {low:.0%} to "
@@ -59,8 +61,13 @@ def cautions(record: Table2Record) -> Iterator[str]:
         )
 
 
-def _lost(name: str, cell: Cell) -> Iterator[str]:
-    """Say where early exit answers fewer images than all steps do, by more than a few."""
+def _of_trained(name: str, cell: Cell) -> Iterator[str]:
+    """Say where early exit loses more answers than it may, or cannot be told to."""
+    if cell.model is not None and cell.model.test_images < ENOUGH:
+        yield (
+            f"{name}: {cell.model.title} was tested on {cell.model.test_images} images: too few to tell what early "
+            "exit does to its accuracy. Give it a larger part `test`."
+        )
     for precision, tested in tested_by_precision(cell).items():
         lost = tested.fixed_accuracy - tested.accuracy
         if lost > TOLERATED:

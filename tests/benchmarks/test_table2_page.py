@@ -96,11 +96,14 @@ def test_random_weights_only_say_how_to_measure():
 def test_a_measured_exit_is_not_projected():
     page = page_of([record_of(trained_cell())])
     summary = table(page, "Milliseconds per image (batch 1)")["Tiny, Noise, QCFS"]
-    assert summary == ("4", "1.67 (here)", "12.5", "ONNX Runtime fp32", "8.00", "3.00 (measured)", "–", "100", "50.0")
+    assert summary == ("4", "1.75 (here)", "12.5", "ONNX Runtime fp32", "8.00", "3.00 (measured)", "–", "100", "50.0")
     engines = table(page, "Milliseconds per image, engine by engine")
     assert engines["ONNX Runtime fp32 (ONNX 1.0)"][3] == "3.00 (measured)"
-    trained = "Trained: net (SHA-256 000000000000…), exits calibrated on 1,000 images of noise and measured on 3"
+    trained = "Trained: net (SHA-256 000000000000…), exits calibrated on 1,000 images of noise and tested on 2,000"
     assert any(text.startswith(trained) for text in texts(page))
+    tested = table(page, "Accuracy with early exit, and after all steps")
+    assert tested == {"fp32": ("70.0", "69.5", "0.600", "1.75", "56.2", "3", "1.67")}
+    assert page.warnings == ()
     assert "with Dynamic Confidence 3.00 ms (measured);" in page.headlines[0]
 
 
@@ -140,8 +143,12 @@ def test_the_page_of_a_part():
             "tiny/qcfs: 30.0% of the neurons spike per step, trained networks 5%",
         ),
         (
-            lambda: record_of(trained_cell()),
-            "tiny/qcfs: net is a trained network, timed on 3 images: too few to tell what",
+            lambda: record_of(trained_cell(test_images=999)),
+            "tiny/qcfs: net was tested on 999 images: too few to tell what early exit does to",
+        ),
+        (
+            lambda: record_of(trained_cell(accuracy=0.68)),
+            "tiny/qcfs, fp32: early exit loses 2.0 points of accuracy, which its milliseconds do not show",
         ),
         (
             lambda: record_of(cell(steps=5)),
@@ -153,7 +160,7 @@ def test_the_page_of_a_part():
             "The record also holds large/qcfs, which this version's table does not have: not shown.",
         ),
     ],
-    ids=["quick", "spikes", "trained", "other T", "busy", "unknown"],
+    ids=["quick", "spikes", "few test images", "accuracy lost", "other T", "busy", "unknown"],
 )
 def test_what_is_doubtful_is_said(record: Any, warning: str):
     (found,) = page_of([record()]).warnings

@@ -24,8 +24,11 @@ DIGITS = 5
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="About how long to measure, twice each.")
 @engine_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record (.json).")
+@click.option("--table", "as_table", is_flag=True, help="Print a Markdown table.")
 @command_errors
-def main(networks: tuple[Path, ...], data: Path, seconds: float, output: Path | None, **engine_kind: Any) -> None:
+def main(
+    networks: tuple[Path, ...], data: Path, seconds: float, output: Path | None, as_table: bool, **engine_kind: Any
+) -> None:
     """Tune NETWORKS (calibrated, with several K), without writing into them, and show what it gains.
 
     The schedule is made for the exits of every other image, and timed on the rest. Exit code 1: the answers differ.
@@ -38,6 +41,7 @@ def main(networks: tuple[Path, ...], data: Path, seconds: float, output: Path | 
     from ..calib.tuning import check_tunable
     from ..runtime.network_file import read_manifest
     from .record import write_study
+    from .schedules_page import table
 
     manifests = {network: read_manifest(network) for network in networks}
     for network, manifest in manifests.items():
@@ -47,7 +51,10 @@ def main(networks: tuple[Path, ...], data: Path, seconds: float, output: Path | 
         images = labelled_images(data, manifest.input.preprocessing, manifest.class_names)
         found = _measured(network, manifest, images, seconds, engine_kind)
         results.append(found)
-        _say(found)
+        if not as_table:
+            _say(found)
+    if as_table:
+        click.echo(table(results))
     if output:
         write_study(output, "schedules", {"networks": results})
 
@@ -75,6 +82,8 @@ def _measured(
         "method": manifest.method.name,
         "precision": manifest.numerics.precision,
         "form": manifest.numerics.form,
+        "rule": manifest.calibration.rule,
+        "threshold": manifest.calibration.threshold,
         "steps": manifest.max_steps,
         "data": images.title,
         "images": len(images),

@@ -154,10 +154,11 @@ def tune(
         shares = histogram(exits, manifest.max_steps) if shares is None else shares
         ways: dict[str, tuple[int, ...]] = {f"K = {size}": (size,) for size in sizes}
         expected = {name: expected_latency(calls, shares, costs) for name, calls in ways.items()}
-        mixed = shortened(best_schedule(shares, costs))
-        latency = expected_latency(mixed, shares, costs)
-        if several and latency <= WORTH * min(expected.values()):
-            ways["schedule"], expected["schedule"] = mixed, latency
+        if several:
+            mixed = shortened(best_schedule(shares, costs))
+            latency = expected_latency(mixed, shares, costs)
+            if latency <= WORTH * min(expected.values()):
+                ways["schedule"], expected["schedule"] = mixed, latency
         chosen = representative(exits, _affordable(seconds, sum(expected.values()) * 2 * ROUNDS))
         exact = manifest.numerics.precision != "fp16"
         times = _latencies(engines, policy, images, chosen, ways, track, exact=exact)

@@ -66,3 +66,14 @@ def test_a_network_with_one_k_is_found_before_the_work(exported: Callable[..., P
     result = CliRunner().invoke(main, [arguments[0], str(exported()), *arguments[2:]])
     assert result.exit_code == 2
     assert "has calls of 1 steps and no others" in result.output
+
+
+def test_the_table_has_a_row_of_each_network(arguments: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning, "WORTH", 0.0)  # no schedule is worth it
+    result = CliRunner().invoke(main, [*arguments, "--table"])
+    assert result.exit_code == 0, result.output
+    _, _, *rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines()]
+    assert [(row[0], row[5], row[-1]) for row in rows] == [
+        ("resnet8, QCFS, fp32", "none gains 2 %", "1.00"),
+        ("resnet8, QFFS, fp32", "none gains 2 %", "1.00"),
+    ]

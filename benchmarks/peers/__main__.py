@@ -73,14 +73,15 @@ def _measure(only: tuple[str, ...], threads: int, seconds: float, quick: bool, c
         results["cells"] = _continued(output, results)
     torch.set_num_threads(threads)
     warn_if_busy()
-    for name in wanted:
+    for number, name in enumerate(wanted, start=1):
+        title = f"{number} of {len(wanted)}, {name}"
         if name in results["cells"]:
-            click.echo(f"{name}: measured already", err=True)
+            _say(title, "measured already")
             continue
         network, method = name.split("/")
         with tempfile.TemporaryDirectory() as folder:
             one = setting(network, NETWORKS[network](), method, threads=threads)
-            cell = measured(one, Path(folder), seconds, quick=quick, told=lambda text, name=name: _say(name, text))
+            cell = measured(one, Path(folder), seconds, quick=quick, told=lambda text, title=title: _say(title, text))
         results["cells"][name] = cell
         write_study(output, STUDY, results)
 

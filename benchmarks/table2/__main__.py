@@ -85,11 +85,11 @@ def _measure(
     trained = by_network(models, {name.split("/")[0] for name in wanted})
     torch.set_num_threads(threads)
     warn_if_busy()
-    for name in wanted:
-        paper = paper_setting(name)
+    for number, name in enumerate(wanted, start=1):
+        title, paper = f"{number} of {len(wanted)}, {name}", paper_setting(name)
         model = trained.get(paper.network)
         if (known := record.cells.get(name)) is not None and (model is None or known.model == model.about):
-            click.echo(f"{name}: measured already", err=True)
+            click.echo(f"{title}: measured already", err=True)
             continue
         with tempfile.TemporaryDirectory() as folder:
             cell = measure.measured(
@@ -99,7 +99,7 @@ def _measure(
                 threads=threads,
                 quick=quick,
                 trained=model,
-                told=lambda text, name=name: click.echo(f"{name}: {text}", err=True),
+                told=lambda text, title=title: click.echo(f"{title}: {text}", err=True),
             )
         record = msgspec.structs.replace(record, cells={**record.cells, name: cell})
         write_record(output, record)

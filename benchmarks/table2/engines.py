@@ -14,6 +14,7 @@ from ...runtime.engines.openvino import SETTINGS as OPENVINO
 from ...runtime.engines.openvino import load_openvino
 from ...runtime.errors import BackendMissing, DynamicConfidenceError
 from ...runtime.gpu import device_target
+from ...runtime.interrupts import held_back
 from ...runtime.plan_file import LIBRARIES
 from ...toolchain.snap import snap
 from ...toolchain.snn import INPUT
@@ -110,7 +111,8 @@ def _openvino_pass(openvino: Any, setting: Setting, precision: Precision) -> Pas
     values = {INPUT: Value(pixels.output(0))}
     translate(quantised_graph(snn, precision, "conv"), values, signed=False)
     model = openvino.Model([ops.result(plain(values["logits"]))], [pixels], "quantised network")
-    compiled = openvino.Core().compile_model(model, "CPU", OPENVINO | {"INFERENCE_NUM_THREADS": setting.threads})
+    with held_back():
+        compiled = openvino.Core().compile_model(model, "CPU", OPENVINO | {"INFERENCE_NUM_THREADS": setting.threads})
     request = compiled.create_infer_request()
 
     def run(pixels: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from ..engine import (
     no_image,
 )
 from ..errors import DynamicConfidenceError
+from ..interrupts import held_back
 from ..manifest import Manifest
 from ..onnx_file import check_form, check_signature, read_onnx
 from ..signature import shape_at
@@ -81,10 +82,12 @@ class EventsEngine:
         self._steps_done, self._arrivals = np.zeros(self.batch, np.int64), np.zeros(1, np.int64)
         self._pixels = np.zeros(shape_at(manifest.input.shape, self.batch), np.uint8)
         self._results = {size: _result(manifest_at(manifest, (size,)), self.batch) for size in manifest.call_sizes}
-        self._kernels = load_kernels()
-        # Compiles, or loads what was compiled before: alone, for an interrupted thread would keep the others waiting.
-        self._kernels.advance(self._program, self._states[0], self._scratch, np.ones(0, np.bool_), 0, 1, self._arrivals)
-        self._kernels.inject(self._program, self._states[0], np.zeros(network.input_shape, np.uint8))
+        with held_back():  # compiles, or loads what was compiled before
+            self._kernels = load_kernels()
+            # Alone, for an interrupted thread would keep the others waiting.
+            nothing = np.ones(0, np.bool_)
+            self._kernels.advance(self._program, self._states[0], self._scratch, nothing, 0, 1, self._arrivals)
+            self._kernels.inject(self._program, self._states[0], np.zeros(network.input_shape, np.uint8))
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(max(self.threads - 1, 1))
         self.reset(manifest.calibration.scale)
 

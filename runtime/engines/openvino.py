@@ -13,6 +13,7 @@ import numpy as np
 
 from ..engine import EngineOptions, StepOutput, check_input, check_open, check_refill, check_steps, no_image
 from ..errors import DynamicConfidenceError
+from ..interrupts import held_back
 from ..manifest import Manifest
 from ..onnx_file import check_form, check_signature, read_onnx
 from ..signature import shape_at
@@ -85,8 +86,9 @@ class OpenVinoEngine:
         self.backend = f"OpenVINO {version}, CPU"
         settings = SETTINGS | ({} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads})
         try:
-            rewritten = model_from_onnx(network, manifest, self.batch)
-            compiled = openvino.Core().compile_model(rewritten, "CPU", settings)
+            with held_back():
+                rewritten = model_from_onnx(network, manifest, self.batch)
+                compiled = openvino.Core().compile_model(rewritten, "CPU", settings)
         except RuntimeError as error:
             raise DynamicConfidenceError(
                 f"{path}: OpenVINO {version} cannot load it: {error}. {OTHER}, or export the network again with "

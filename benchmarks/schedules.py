@@ -67,9 +67,9 @@ def _measured(
     from ..calib.exits import histogram
     from ..calib.tuning import exits_of_images, tune
     from ..runtime.cli import progress
-    from ..runtime.load import load_per_core
+    from ..runtime.load import used_share
 
-    load = load_per_core() or 0.0
+    load = used_share() or 0.0
     exits = exits_of_images(network, images, progress, **engine_kind)
     rest = replace(images, names=images.names[1::2], label=images.label[1::2], source=images.source[1::2])
     shares = histogram(exits[::2], manifest.max_steps)

@@ -1,4 +1,4 @@
-"""What schedules gain, as a Markdown table: what docs/tuning.md shows of a record of `benchmarks.schedules`."""
+"""What schedules gain, as a Markdown table: what docs/tuning.md shows of records of `benchmarks.schedules`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _row(found: dict[str, Any]) -> tuple[str, ...]:
     about = (name, rule, found["engine"].split(",")[0], steps, f"{fixed['measured_ms']:.2f} ({best})")
     tuned = found["schedule"]
     if tuned is None:
-        return (*about, "none gains 2 %", "–", "–", "1.00")
+        return (*about, "none", "–", "–", "1.00")
     return (
         *about,
         ", ".join(map(str, tuned["calls"])) + ", …",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.cli import command_errors, engine_options
-from ..runtime.load import BUSY, load_per_core
+from ..runtime.load import BUSY, used_share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,10 +76,10 @@ def main(
         raise DynamicConfidenceError(f"--seconds {seconds:g}: expected a positive number.")
     manifest = read_manifest(network)
     check_tunable(network, manifest)
-    load = load_per_core() or 0.0
+    load = used_share() or 0.0
     if load > BUSY:
         click.echo(
-            f"this machine is busy (load {load:.2f} per core): what is measured now may not hold when it is idle.",
+            f"this machine is busy ({load:.0%} of all cores): what is measured now may not hold when it is idle.",
             err=True,
         )
     images = labelled_images(data, manifest.input.preprocessing, manifest.class_names)

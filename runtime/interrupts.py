@@ -30,5 +30,5 @@ def held_back() -> Iterator[None]:
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)
-        for number in waiting[:1]:
+        for number in dict.fromkeys(waiting):
             signal.raise_signal(number)

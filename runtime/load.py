@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 BUSY = 0.25
-"""Load per core from which on other work is likely to disturb a measurement."""
+"""Share of all cores from which on other work is likely to disturb a measurement."""
 WATCHED_S = 0.25
 
 
-def load_per_core(proc: Path = Path("/proc")) -> float | None:
-    """The share of all cores' time that is used while this process sleeps for `WATCHED_S`.
+def used_share(proc: Path = Path("/proc")) -> float | None:
+    """The share of all cores' time that is in use while the caller sleeps for `WATCHED_S`.
 
-    Where the system does not tell: the load average, which still counts what ended a minute ago; or None.
+    Where the system does not tell: the load average per core, which still counts what ended a minute ago; or None.
     """
     if (before := _ticks(proc)) is not None:
         time.sleep(WATCHED_S)

@@ -239,17 +239,17 @@ def call_input(pixels: np.ndarray, first: int, engine: Engine) -> np.ndarray:
 
 def check_pixels(engine: Engine, pixels: np.ndarray) -> None:
     """Raise a DynamicConfidenceError when `infer` cannot run these pixels on this engine."""
-    manifest, size, shape = engine.manifest, pixels.shape, engine.manifest.input.shape[-3:]
-    if pixels.dtype != PIXEL or size[-3:] != shape or len(size) not in (4, 5):
+    manifest, shape, wanted = engine.manifest, pixels.shape, engine.manifest.input.shape[-3:]
+    if pixels.dtype != PIXEL or shape[-3:] != wanted or len(shape) not in (4, 5):
         raise DynamicConfidenceError(
-            f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, shape))}], or with "
+            f"input {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {', '.join(map(str, wanted))}], or with "
             "time steps in front for an input that varies in time."
         )
-    if not 1 <= size[-4] <= engine.batch:
+    if not 1 <= shape[-4] <= engine.batch:
         raise DynamicConfidenceError(
-            f"{size[-4]} inputs for an engine opened with batch {engine.batch}: expected 1 to {engine.batch}."
+            f"{shape[-4]} inputs for an engine opened with batch {engine.batch}: expected 1 to {engine.batch}."
         )
-    if len(size) == 5:
+    if len(shape) == 5:
         if not len(pixels):
             raise DynamicConfidenceError("0 frames: expected at least one.")
         if manifest.steps_per_call > 1 and not manifest.input.frames:

@@ -24,7 +24,7 @@ def cautions(record: LatencyRecord) -> list[str]:
     load = record.machine.load_per_core
     if load is not None and load > BUSY:
         found.append(
-            f"The machine was busy (load {load:.2f} per core): these are not the times of an idle one. Measure again "
+            f"The machine was busy ({load:.0%} of all cores): these are not the times of an idle one. Measure again "
             "when nothing else runs."
         )
     for run in record.runs:

@@ -40,12 +40,11 @@ def main(records: tuple[Path, ...], output: Path | None, as_markdown: bool) -> N
         raise DynamicConfidenceError("no -o: expected the page's file, as in -o report.html, or --markdown.")
     if output is not None and output.resolve() in {path.resolve() for path in records}:
         raise DynamicConfidenceError(f"-o {output}: is one of the records, expected another file: -o report.html.")
-    if output is not None:
-        check_place(output, "Choose another place with -o.")
     page, what = page_of_files(records)
     text = markdown_of(page) if as_markdown else html_of(page)
     if output is None:
         click.echo(text, nl=False)
         return
+    check_place(output, "Choose another place with -o.")
     write_atomically(output, text.encode())
     click.echo(f"{output}: {what}")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from ...runtime.load import load_per_core
+from ...runtime.load import used_share
 from ..processor import ROOT, clock_mhz, flags, governor, processor
 from ..record import commit, versions
 from .nvml import open_nvml
@@ -38,7 +38,7 @@ def described(*, on_gpu: bool, root: Path = ROOT) -> Machine:
         pinned_to=cores,
         governor=governor(cores, root),
         clock_mhz=clock_mhz(cores, root),
-        load_per_core=load_per_core(),
+        load_per_core=used_share(root / "proc"),
         system=f"{platform.system()} {platform.machine()}",
         power_mode=power_mode(root),
         gpu=_gpu() if on_gpu else None,

@@ -39,7 +39,7 @@ class Machine(RecordPart, frozen=True):
     clock_mhz: float | None
     """Of the first of them when the measurement began; null where the system does not say."""
     load_per_core: float | None
-    """Share of all cores' time that others used just before; null where the system does not say."""
+    """Share of all cores' time that was in use just before (`runtime.load`); null where the system does not say."""
     system: str
     power_mode: str | None
     """Of a Jetson (nvpmodel)."""

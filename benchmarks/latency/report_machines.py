@@ -99,7 +99,7 @@ def _machine(machine: Machine) -> Iterator[tuple[str, str]]:
         clock = "" if gpu.clock_mhz is None else f", {number(gpu.clock_mhz)} MHz"
         yield "GPU memory and clock", f"{number(gpu.memory_mb)} MB{clock}"
     yield "clock when it began", "not known" if machine.clock_mhz is None else f"{number(machine.clock_mhz)} MHz"
-    yield "load per core before", "not known" if machine.load_per_core is None else f"{machine.load_per_core:.2f}"
+    yield "in use before", "not known" if machine.load_per_core is None else f"{machine.load_per_core:.0%} of all cores"
     libraries = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
     yield "software", f"Python {machine.python}, {libraries}"
     yield "commit", machine.commit

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ...runtime.errors import DynamicConfidenceError
-from ...runtime.load import BUSY, load_per_core
+from ...runtime.load import BUSY, used_share
 from ..processor import flags, governor
 from ..record import machine, versions
 
@@ -55,11 +55,11 @@ def load() -> float | None:
 
 def warn_if_busy() -> None:
     """Say on stderr when other processes use this machine."""
-    busy = load_per_core()
+    busy = used_share()
     if busy is not None and busy > BUSY:
         click.secho(
-            f"Warning: other processes use {busy:.0%} of this machine, and the timings will not be those of an idle "
-            "one. Wait until they have ended.",
+            f"Warning: this machine is busy ({busy:.0%} of all cores): the timings will not be those of an idle one. "
+            "Wait until nothing else runs.",
             fg="yellow",
             err=True,
         )

@@ -8,12 +8,11 @@ from ..latency.report_machines import apart
 from ..latency.report_parts import Table
 from ..latency.report_text import percent
 from . import settings
-from .record import Cell, Table2Record, tested_by_precision
+from .record import Cell, Table2Record, exits_by_precision
+from .trained import TEST_IMAGES
 
 OTHERS = 0.5
 """Load average beside our own from which on the timings are not to be trusted."""
-ENOUGH = 1000
-"""Test images."""
 TOLERATED = 0.01
 """Accuracy that an exit calibrated on 1,000 images may well lose on others."""
 
@@ -63,17 +62,17 @@ def cautions(record: Table2Record) -> Iterator[str]:
 
 def _of_trained(name: str, cell: Cell) -> Iterator[str]:
     """Say where early exit loses more answers than it may, or cannot be told to."""
-    if cell.model is not None and cell.model.test_images < ENOUGH:
+    if cell.model is not None and cell.model.test_images < TEST_IMAGES:
         yield (
             f"{name}: {cell.model.title} was tested on {cell.model.test_images} images: too few to tell what early "
             "exit does to its accuracy. Give it a larger part `test`."
         )
-    for precision, tested in tested_by_precision(cell).items():
-        lost = tested.fixed_accuracy - tested.accuracy
-        if lost > TOLERATED:
+    for precision, exits in exits_by_precision(cell).items():
+        lost = exits.tested.fixed_accuracy - exits.tested.accuracy
+        if round(lost, 6) > TOLERATED:
             yield (
                 f"{name}, {precision}: early exit loses {percent(lost)} points of accuracy, which its milliseconds do "
-                "not show. A threshold that promises less: `dc-calibrate --rule certified`."
+                "not show."
             )
 
 

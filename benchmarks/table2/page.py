@@ -14,7 +14,7 @@ from ..latency.statistics import spread
 from . import settings
 from .cautions import cautions, differences, machine_table
 from .picture import Bar, latencies_picture
-from .record import Absent, Cell, Row, Series, Table2Record, Tested, tested_by_precision
+from .record import Absent, Cell, Row, Series, Table2Record, WithExit, exits_by_precision
 from .settings import PaperSetting
 
 TITLE = "Table 2 of the paper, measured anew"
@@ -182,8 +182,8 @@ def _reading() -> Table:
         ),
         (
             "with DC, measured",
-            "On a trained network. The threshold comes from calibration images; accuracy and mean steps from all test "
-            "images; the time from some of them that stop after as many steps on average.",
+            "On a trained network. The threshold comes from calibration images; accuracy and mean steps from test "
+            "images; the time from some of these that stop after about as many steps.",
         ),
         (
             "one pass",
@@ -224,9 +224,9 @@ def _setting(setting: PaperSetting, cell: Cell) -> Iterator[Part]:
         paper = _published(setting.v100_ms), NOTHING, per_step, _published(setting.v100_exit_ms)
         rows.append(("the paper, V100", *paper, NOTHING, NOTHING))
     yield Table("Milliseconds per image, engine by engine", ENGINES_HEADER, tuple(rows))
-    if tested := tested_by_precision(cell):
-        about = "Accuracy with early exit, and after all steps"
-        yield Table(about, TESTED_HEADER, tuple(_tested(one, cell, precision) for precision, one in tested.items()))
+    if exits := exits_by_precision(cell):
+        rows = [(precision, *_tested(found, cell)) for precision, found in exits.items()]
+        yield Table("Accuracy with early exit, and after all steps", TESTED_HEADER, tuple(rows))
     if cell.absent:
         absent = tuple(map(_absent, cell.absent))
         yield Table("Engines that were not measured", ("engine", "why"), absent, words=True)
@@ -242,10 +242,9 @@ def _weights(cell: Cell) -> str:
     )
 
 
-def _tested(tested: Tested, cell: Cell, precision: str) -> tuple[str, ...]:
-    exits = next(row.with_exit for row in cell.rows if row.precision == precision and row.with_exit is not None)
+def _tested(exits: WithExit, cell: Cell) -> tuple[str, ...]:
+    tested = exits.tested
     return (
-        precision,
         percent(tested.fixed_accuracy),
         percent(tested.accuracy),
         f"{exits.threshold:.3f}",

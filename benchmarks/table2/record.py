@@ -148,9 +148,9 @@ class Table2Record(RecordPart, frozen=True, tag_field="study", tag="table2"):
     """By setting, `network/method`."""
 
 
-def tested_by_precision(cell: Cell) -> dict[str, Tested]:
-    """By precision, as its first engine has it; empty for random weights."""
-    return {row.precision: row.with_exit.tested for row in reversed(cell.rows) if row.with_exit is not None}
+def exits_by_precision(cell: Cell) -> dict[str, WithExit]:
+    """Those of the first engine of each precision, since all have the same; empty for random weights."""
+    return {row.precision: row.with_exit for row in reversed(cell.rows) if row.with_exit is not None}
 
 
 def read_record(path: Path) -> Table2Record:

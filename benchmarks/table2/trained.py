@@ -12,6 +12,7 @@ import numpy as np
 from ...calib.calibrate import trace_from_file
 from ...calib.exits import replay
 from ...calib.policy import Goal, calibrate
+from ...calib.tuning import representative
 from ...models.checkpoint import Checkpoint, load_checkpoint, sha256_of
 from ...runtime.errors import DynamicConfidenceError
 from ...runtime.exit_policy import ExitPolicy, policy_from_manifest
@@ -44,7 +45,7 @@ class Exits:
     policy: ExitPolicy
     tested: Tested
     timed: np.ndarray
-    """Test images `[image, channel, y, x]` that stop as all of them do on average."""
+    """Test images `[image, channel, y, x]` that stop about as all of them do."""
 
 
 def by_network(texts: Iterable[str], wanted: Collection[str]) -> dict[str, Trained]:
@@ -120,13 +121,4 @@ def exits_of(file: Path, trained: Trained, threads: int) -> Exits:
         mean_steps=float(exits.mean()),
     )
     policy = policy_from_manifest(msgspec.structs.replace(manifest, calibration=found))
-    return Exits(policy, tested, pixels[evenly_ranked(exits, TIMED_IMAGES)])
-
-
-def evenly_ranked(exits: np.ndarray, count: int) -> np.ndarray:
-    """So many indices, all where there are no more, evenly spread over the ranks of the exit steps `[image]`.
-
-    Their mean is that of all but for a fraction of a step, which a draw at random would miss by several.
-    """
-    ranks = (2 * np.arange(min(count, len(exits))) + 1) * len(exits) // (2 * min(count, len(exits)))
-    return np.argsort(exits, kind="stable")[ranks]
+    return Exits(policy, tested, pixels[representative(exits, TIMED_IMAGES)])

@@ -272,7 +272,7 @@ def test_what_others_use_of_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
 
     write(tmp_path, stat="cpu  100 10 10 100 20 0 0 0 50 50\ncpu0 …")
     monkeypatch.setattr(load.time, "sleep", pass_time)
-    assert load.load_per_core(tmp_path) == (10 + 5 + 5) / (10 + 5 + 60 + 5 + 5)
+    assert load.used_share(tmp_path) == (10 + 5 + 5) / (10 + 5 + 60 + 5 + 5)
 
 
 @pytest.mark.parametrize("stat", [None, "", "cpu 1 2", "cpu a b c d e", "intr 1 2 3 4 5 6"])
@@ -283,6 +283,6 @@ def test_the_load_average_where_the_system_does_not_tell(
         write(tmp_path, stat=stat)
     monkeypatch.setattr(load.os, "getloadavg", lambda: (3.0, 0.0, 0.0), raising=False)
     monkeypatch.setattr(load.os, "cpu_count", lambda: 4)
-    assert load.load_per_core(tmp_path) == 0.75
+    assert load.used_share(tmp_path) == 0.75
     monkeypatch.delattr(load.os, "getloadavg")
-    assert load.load_per_core(tmp_path) is None
+    assert load.used_share(tmp_path) is None

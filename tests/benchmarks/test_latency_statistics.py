@@ -135,7 +135,7 @@ def test_cautions():
         found,
         (
             "The measurement ended before its end (Ctrl-C): these are the samples until then.",
-            "The machine was busy (load 1.50 per core): these are not the times of an idle one. Measure again when",
+            "The machine was busy (150% of all cores): these are not the times of an idle one. Measure again when",
             "net.onnx is not calibrated, so that confidence stops nothing early. First: dc-calibrate net.onnx --data",
             "net.onnx: samples of equally many time steps scatter by 20 % (coefficient of variation; above 10 % they",
             "net.onnx: 31.2 % of the time steps are saved and 0.0 % of the milliseconds. The difference is what an",

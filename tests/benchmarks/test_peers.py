@@ -540,12 +540,12 @@ def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for unremarkable in (None, 0.1):
-        monkeypatch.setattr(machine, "load_per_core", lambda found=unremarkable: found)
+        monkeypatch.setattr(machine, "used_share", lambda found=unremarkable: found)
         machine.warn_if_busy()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(machine, "load_per_core", lambda: 0.5)
+    monkeypatch.setattr(machine, "used_share", lambda: 0.5)
     machine.warn_if_busy()
-    assert "other processes use 50% of this machine" in capsys.readouterr().err
+    assert "this machine is busy (50% of all cores)" in capsys.readouterr().err
 
 
 def test_the_stepping_loop_is_timed_without_the_engine(tmp_path: Path):

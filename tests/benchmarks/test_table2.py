@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from hypothesis import given
-from hypothesis import strategies as st
 from support import GREY, noise, random_checkpoint
 from table2_records import GPU, ROWS, STEPS, TINY, TINY_SETTINGS, cell, table2_record
 
@@ -37,9 +35,9 @@ from dynamic_confidence.benchmarks.table2.record import (
     read_record,
 )
 from dynamic_confidence.benchmarks.table2.settings import NETWORKS, SETTINGS, Network, PaperSetting
-from dynamic_confidence.benchmarks.table2.trained import evenly_ranked
 from dynamic_confidence.benchmarks.tables import published
 from dynamic_confidence.calib.exits import exit_steps
+from dynamic_confidence.calib.tuning import representative
 from dynamic_confidence.models.checkpoint import save_checkpoint
 from dynamic_confidence.models.registry import build
 from dynamic_confidence.runtime.confidence import max_softmax
@@ -334,7 +332,7 @@ def test_the_exits_of_a_trained_network_are_measured(measurements: list[str], tm
         assert len(one.with_exit.series.wall_ms) == peers_measure.QUICK_ROUNDS
         if one.precision == "fp32":
             expected = exit_steps(confidence, one.with_exit.threshold, np.full(30, STEPS))
-            assert one.with_exit.exit_steps == expected[evenly_ranked(expected, 20)].tolist()
+            assert one.with_exit.exit_steps == expected[representative(expected, 20)].tolist()
             tested = one.with_exit.tested
             assert tested.mean_steps == pytest.approx(expected.mean())
             assert tested.accuracy == pytest.approx(right[np.arange(30), expected - 1].mean())
@@ -344,15 +342,6 @@ def test_the_exits_of_a_trained_network_are_measured(measurements: list[str], tm
     assert "tiny/qcfs: measured already" in run(*arguments).stderr
     assert "tiny/qcfs: measured already" in run("--only", "tiny/qcfs", "--quick", "-o", output).stderr
     assert measurements == ["tiny/qcfs"] * 2
-
-
-@given(st.lists(st.integers(1, 128), min_size=1, max_size=1000), st.integers(1, 20))
-def test_timed_images_stop_as_all_do_on_average(steps: list[int], count: int):
-    exits = np.array(steps)
-    chosen = evenly_ranked(exits, count)
-    assert len(set(chosen.tolist())) == min(count, len(exits))
-    # Every rank stands for 1 / count of the others: the mean is off by half a step from rank to rank at most.
-    assert abs(exits[chosen].mean() - exits.mean()) <= np.ptp(exits) / len(chosen)
 
 
 def test_one_engine_of_each_backend_and_precision(tmp_path: Path):

@@ -30,7 +30,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(autouse=True)
 def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dc_tune, "load_per_core", lambda: 0.0)
+    monkeypatch.setattr(dc_tune, "used_share", lambda: 0.0)
 
 
 @pytest.fixture
@@ -129,14 +129,14 @@ def test_a_new_calibration_drops_the_schedule_and_says_so(network: Path, data: P
 
 
 def test_a_busy_machine_is_said(network: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dc_tune, "load_per_core", lambda: 1.5)
+    monkeypatch.setattr(dc_tune, "used_share", lambda: 1.5)
     result = run(network, "--data", data, "--seconds", 0.01, "--dry-run", "--json")
-    assert "this machine is busy (load 1.50 per core)" in result.stderr
+    assert "this machine is busy (150% of all cores)" in result.stderr
     assert json.loads(result.stdout)["load_per_core"] == 1.5
 
 
 def test_the_load_of_this_machine_is_a_number():
-    assert dc_tune.load_per_core() >= 0
+    assert dc_tune.used_share() >= 0
 
 
 def test_a_network_with_one_k(exported: Callable[..., Path], data: Path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dynamic_confidence.runtime.manifest import GraphForm, Method
 from dynamic_confidence.toolchain import onnx_matmul_form
 from dynamic_confidence.toolchain.onnx_from_snn import StepGraph, onnx_from_snn
+from dynamic_confidence.toolchain.onnx_matmul_form import MatmulForm
 from dynamic_confidence.toolchain.snn import INPUT, Layer, Pool, Snn, Synapse
 
 BATCH, CALLS = 3, 3
@@ -112,6 +113,20 @@ def test_products_of_large_layers_are_made_step_by_step(method: str):
     assert {layer: layers.count(layer) for layer in layers} == {"second": 1, "third": 8, "fifth": 4}
     assert len({tensor.name for tensor in graph.initializer}) == len(graph.initializer)
     assert sum(tensor.name.endswith("w.int8") for tensor in graph.initializer) == 4
+
+
+@pytest.mark.parametrize("layers_by_step", [False, True])
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+def test_pools_and_layers_go_by_step_for_themselves(method: str, layers_by_step: bool):
+    """What one of them makes by step, the other takes as a whole, and the other way round."""
+    snn, pixels = random_snn(method, 3, seed=0), images(0, BATCH)
+    expected = answers(written(snn, "conv", 4), pixels)
+    with mock.patch.object(MatmulForm, "by_step", lambda form, layer: layers_by_step and layer.name == "third"):
+        made = written(snn, "matmul", 4, by_step=not layers_by_step)
+    parts = [node.name for node in made.model.graph.node if node.op_type == "ReduceSum" and "plane" in node.name]
+    assert parts == (["plane/sum"] if layers_by_step else [f"plane.{k}/sum" for k in range(4)])
+    for one, other in zip(answers(made, pixels), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @settings(deadline=None, max_examples=12)

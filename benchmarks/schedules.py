@@ -53,10 +53,10 @@ def main(
         results.append(found)
         if not as_table:
             _say(found)
+        if output:  # now: the next one may fail
+            write_study(output, "schedules", {"networks": results})
     if as_table:
         click.echo(table(results))
-    if output:
-        write_study(output, "schedules", {"networks": results})
 
 
 def _measured(

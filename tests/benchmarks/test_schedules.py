@@ -10,10 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support import ROOT
 
+from dynamic_confidence.benchmarks import schedules
 from dynamic_confidence.benchmarks.schedules import main
 from dynamic_confidence.benchmarks.schedules_page import table
 from dynamic_confidence.calib import tuning
+from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.network_file import read_manifest, write_calibration
 
 
@@ -63,6 +66,23 @@ def test_every_network_is_measured_and_left_alone(
     assert ": 2, 1, 4, …" in result.output
 
 
+def test_what_was_measured_is_kept_when_the_next_network_fails(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measured, done = schedules._measured, []
+
+    def once(*more: object) -> dict[str, object]:
+        if done:
+            raise DynamicConfidenceError("the second one fails")
+        done.append(measured(*more))
+        return done[0]
+
+    monkeypatch.setattr(schedules, "_measured", once)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert len(json.loads((tmp_path / "r.json").read_text())["results"]["networks"]) == 1
+
+
 def test_a_network_with_one_k_is_found_before_the_work(exported: Callable[..., Path], arguments: list[str]):
     result = CliRunner().invoke(main, [arguments[0], str(exported()), *arguments[2:]])
     assert result.exit_code == 2
@@ -92,3 +112,15 @@ def test_the_row_of_a_schedule():
         *("vgg16, QFFS, int8 (matmul)", "threshold 0.75", "ONNX Runtime 1.0", "4.10 of 12", "4.40 (K = 2)"),
         *("4, 1, …", "4.00", "4.10", "1.10"),
     ]
+
+
+def test_the_table_in_the_docs_is_the_records_s():
+    found = [
+        network
+        for name in ("schedules", "schedules_events")
+        for network in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["results"]["networks"]
+    ]
+    assert f"\n\n{table(found)}\n\n" in (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    for network in found:
+        rows = [*network["fixed"].values(), *filter(None, [network["schedule"]])]
+        assert all(abs(row["measured_over_expected"] - 1) < 0.1 for row in rows)

@@ -94,6 +94,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
     sizes, final = _sizes(engine, pixels, calls), _final_step(engine, pixels, policy)
     costs = {} if policy.deadline_ms is None else _call_costs(manifest)
     usual, limit, calm_until = manifest.steps_per_call, policy.limit, _calm_until(policy, final)
+    moving_until = final if policy.quiet_after is None else policy.quiet_after
     answers: dict[int, Answer] = {}
     running, run, ends, spent = range(count), None, [], 0.0
     engine.reset(policy.scale)
@@ -110,7 +111,8 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
         new = call_input(pixels, done, engine) if moving else None
         if done <= calm_until:
             some = output.confidence
-            if (some.item() if some.size == 1 else max(some.ravel().tolist())) <= limit:
+            largest = some.item() if some.size == 1 else max(some.ravel().tolist())
+            if largest <= limit and (done <= moving_until or _one_is_moving(output)):
                 continue
         late = False
         if policy.deadline_ms is not None:
@@ -134,14 +136,17 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
 
 
 def _calm_until(policy: ExitPolicy, final: int) -> int:
-    """The last step until which nothing but its confidence stops an input.
+    """The last step until which nothing but its confidence stops an input, or its silence.
 
     If none is confident, that one look has to do: after an engine's call the caches are cold. Every line of Python
     costs a microsecond then, a call of `min` 9 and `ndarray.max` 35.
     """
-    if policy.deadline_ms is not None or policy.metric != "max-softmax":
-        return 0
-    return final - 1 if policy.quiet_after is None else min(final - 1, policy.quiet_after)
+    return 0 if policy.deadline_ms is not None or policy.metric != "max-softmax" else final - 1
+
+
+def _one_is_moving(output: StepOutput) -> bool:
+    """Whether this is one step of one input, and it spiked; of several, each has to be looked at."""
+    return output.spikes is not None and output.confidence.size == 1 and bool(np.count_nonzero(output.spikes))
 
 
 def answer_at(output: StepOutput, k: int, row: int, score: float, steps: int, ms: float, reason: Reason) -> Answer:

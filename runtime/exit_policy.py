@@ -111,6 +111,6 @@ def reason_to_stop(policy: ExitPolicy, step: int, score: float, output: StepOutp
     if score > policy.limit and step >= policy.min_step:
         return "confident"
     quiet_after = policy.quiet_after
-    if quiet_after is not None and step > quiet_after and output.spikes is not None and not output.spikes[k, row].any():
-        return "quiescent"
-    return None
+    if quiet_after is None or step <= quiet_after or output.spikes is None:
+        return None
+    return None if np.count_nonzero(output.spikes[k, row]) else "quiescent"

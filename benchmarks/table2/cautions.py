@@ -9,7 +9,6 @@ from ..latency.report_parts import Table
 from ..latency.report_text import percent
 from . import settings
 from .record import Cell, Table2Record, exits_by_precision
-from .trained import TEST_IMAGES
 
 OTHERS = 0.5
 """Load average beside our own from which on the timings are not to be trusted."""
@@ -62,7 +61,7 @@ def cautions(record: Table2Record) -> Iterator[str]:
 
 def _of_trained(name: str, cell: Cell) -> Iterator[str]:
     """Say where early exit loses more answers than it may, or cannot be told to."""
-    if cell.model is not None and cell.model.test_images < TEST_IMAGES:
+    if cell.model is not None and cell.model.test_images < settings.TEST_IMAGES:
         yield (
             f"{name}: {cell.model.title} was tested on {cell.model.test_images} images: too few to tell what early "
             "exit does to its accuracy. Give it a larger part `test`."

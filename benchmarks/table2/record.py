@@ -150,7 +150,11 @@ class Table2Record(RecordPart, frozen=True, tag_field="study", tag="table2"):
 
 def exits_by_precision(cell: Cell) -> dict[str, WithExit]:
     """Those of the first engine of each precision, since all have the same; empty for random weights."""
-    return {row.precision: row.with_exit for row in reversed(cell.rows) if row.with_exit is not None}
+    found: dict[str, WithExit] = {}
+    for row in cell.rows:
+        if row.with_exit is not None:
+            found.setdefault(row.precision, row.with_exit)
+    return found
 
 
 def read_record(path: Path) -> Table2Record:

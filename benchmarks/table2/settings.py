@@ -13,6 +13,8 @@ from ..tables import published
 METHODS = ("qcfs", "qffs")
 QUICK = 4
 """A quick run takes networks with so many times fewer channels."""
+TEST_IMAGES = 1000
+"""Of which the accuracy of a trained network is told, where there are so many."""
 LIKELY_RATES = (0.05, 0.25)
 """Of the neurons, so many spike per step in trained networks; outside of that a random network says little of them."""
 

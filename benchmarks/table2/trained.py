@@ -23,7 +23,7 @@ from ..model_and_data import Images, model_and_parts, spread
 from . import settings
 from .record import Model, Tested
 
-CALIBRATION_IMAGES = TEST_IMAGES = 1000
+CALIBRATION_IMAGES = 1000
 TIMED_IMAGES = 20
 """One after another in every round."""
 
@@ -77,7 +77,7 @@ def trained_from_text(text: str) -> Trained:
     checkpoint = load_checkpoint(path)
     network = network_of(checkpoint, str(path))
     images = [labelled_arrays(part, checkpoint.preprocessing, checkpoint.class_names) for part in parts]
-    calibration, test = map(spread, images, (CALIBRATION_IMAGES, TEST_IMAGES))
+    calibration, test = map(spread, images, (CALIBRATION_IMAGES, settings.TEST_IMAGES))
     about = Model(
         title=path.stem,
         sha256=sha256_of(path),

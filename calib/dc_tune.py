@@ -170,7 +170,11 @@ def _show(tuning: Tuning, facts: dict[str, Any]) -> None:
 
 
 def _sentences(tuning: Tuning, facts: dict[str, Any]) -> list[str]:
-    threads = "its own choice of threads" if tuning.threads is None else f"{tuning.threads} threads"
+    threads = (
+        "its own choice of threads"
+        if tuning.threads is None
+        else f"{tuning.threads} thread{'s' * (tuning.threads > 1)}"
+    )
     lines = [
         f"{facts['samples']} inputs of {facts['data']} stop after {facts['mean_steps']:.2f} of {len(tuning.histogram)} "
         f"steps on average; {tuning.engine}, {threads}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec, TypeVar
@@ -15,6 +12,7 @@ from typing import ParamSpec, TypeVar
 import click
 
 from .errors import DynamicConfidenceError
+from .interrupts import unwinding
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 CUDA_BINDINGS = ("auto", "bindings", "pycuda")
@@ -39,7 +37,7 @@ def command_errors(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _terminated_like_interrupted():
+            with unwinding():
                 return function(*args, **kwargs)
         except DynamicConfidenceError as error:
             click.echo(f"Error: {error}", err=True)
@@ -63,23 +61,6 @@ def command_errors(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(INTERNAL_ERROR)
 
     return wrapper
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-written is left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def engine_options(command: Callable[P, R]) -> Callable[P, R]:

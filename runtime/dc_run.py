@@ -33,7 +33,9 @@ from .cli import command_errors, engine_options
     is_flag=True,
     help="Each INPUT varies in time: a folder of frames, or a .npy [T, C, H, W]. With K > 1: needs dc-export --frames.",
 )
-@click.option("--rows", type=int, default=20, show_default=True, help="Rows of the table; the summary covers all.")
+@click.option(
+    "--rows", type=click.IntRange(0), default=20, show_default=True, help="Rows of the table; the summary covers all."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per input on stdout, as they are answered.")
 @click.version_option(package_name="dynamic-confidence")
 @command_errors

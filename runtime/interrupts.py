@@ -1,18 +1,65 @@
-"""Ctrl-C and SIGTERM, held back where they would break what a library is doing."""
+"""Ctrl-C and SIGTERM: they unwind a command, but not out of what cannot bear it."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
-HELD = (signal.SIGINT, signal.SIGTERM)
+RETRY_S = 0.05
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+
+
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt and SIGTERM exit with 143, so that nothing half-written is left behind.
+
+    While something is imported they wait, and are tried again with SIGALRM: an exception in an import leaves half a
+    package behind, and extension modules crash.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGALRM and waiting:
+            number = waiting[-1]
+        if _is_importing(frame):
+            waiting.append(number)
+            signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            sys.exit(128 + number)
+
+    # Not SIGINT where somebody ignores it: a script's background job is not to be stopped by Ctrl-C.
+    ours = [
+        number for number in HELD if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler
+    ]
+    before = {number: signal.signal(number, stop) for number in ours}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Let these signals wait until the block is over.
+    """Let these signals wait until the block is over, and say so.
 
     A compiler that calls back into Python loses an exception that is raised there, or crashes with it.
     """
@@ -20,11 +67,16 @@ def held_back() -> Iterator[None]:
         yield
         return
     waiting: list[int] = []
-    before = {number: signal.getsignal(number) for number in HELD}
+
+    def wait(number: int, _: FrameType | None) -> None:
+        if not waiting:
+            print("Stopping as soon as the network is compiled …", file=sys.stderr, flush=True)
+        waiting.append(number)
+
     # None: set outside of Python, where nothing is raised
-    held = {number: handler for number, handler in before.items() if handler is not None}
+    held = {number: handler for number in HELD if (handler := signal.getsignal(number)) is not None}
     for number in held:
-        signal.signal(number, lambda number, _: waiting.append(number))
+        signal.signal(number, wait)
     try:
         yield
     finally:

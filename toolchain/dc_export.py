@@ -193,7 +193,8 @@ def main(
             f"{100 * (calibration.expected_accuracy or 0):.2f} % on average; report accuracies on other images"
         )
         if more:
-            click.echo(f"next: dc-tune {shlex.quote(str(output))} --data DIR   (until then calls take {first} steps)")
+            size = f"{first} step{'s' * (first > 1)}"
+            click.echo(f"next: dc-tune {shlex.quote(str(output))} --data DIR   (until then calls take {size})")
 
 
 def _call_sizes(text: str) -> list[int]:

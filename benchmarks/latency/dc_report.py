@@ -38,6 +38,8 @@ def main(records: tuple[Path, ...], output: Path | None, as_markdown: bool) -> N
 
     if output is None and not as_markdown:
         raise DynamicConfidenceError("no -o: expected the page's file, as in -o report.html, or --markdown.")
+    if output is not None and output.suffix == ".json":
+        raise DynamicConfidenceError(f"-o {output}: a page is no .json, expected another name: -o report.html.")
     if output is not None and output.resolve() in {path.resolve() for path in records}:
         raise DynamicConfidenceError(f"-o {output}: is one of the records, expected another file: -o report.html.")
     page, what = page_of_files(records)

@@ -55,8 +55,8 @@ def headline(run: Run, found: Summary) -> str:
         what = "as fast with Dynamic Confidence as without"
     else:
         what = f"{percent(abs(saved), 0)} % {'sooner' if saved > 0 else 'later'} with Dynamic Confidence"
+    right, before = percent(found.accuracy), percent(found.accuracy_without_exit)
     return (
         f"{run_name(run)} answers {what}: {number(found.with_exit.mean)} ms on average instead of "
-        f"{number(found.without_exit.mean)} ms, {percent(found.accuracy)} % right instead of "
-        f"{percent(found.accuracy_without_exit)} %."
+        f"{number(found.without_exit.mean)} ms, {right} % right{f' instead of {before} %' * (right != before)}."
     )

@@ -46,10 +46,13 @@ def main(
       python -m dynamic_confidence.benchmarks.table2 --only resnet18_cifar10 --quick -o quick.json
       python -m dynamic_confidence.benchmarks.table2 --model resnet18.pt=cifar10 -o table2.json
     """
+    from ...runtime.files import check_place
     from ..peers.machine import pin
 
     if from_record and table is None:
         raise DynamicConfidenceError("--from-record writes nothing but a page: name it with --table.")
+    if table is not None:  # not after an hour
+        check_place(table, "Choose another place with --table.")
     if not from_record:
         cores = pin(threads)
         _measure(only, models, threads, seconds, quick, cores, output)

@@ -258,6 +258,7 @@ def test_a_record_is_read_strictly(tmp_path: Path, spoil: Any, message: str):
         (["--from-record", "-o", "r.json"], "--from-record writes nothing but a page: name it with --table."),
         (["--from-record", "--table", "t.md", "-o", "missing.json"], "missing.json: cannot be read ("),
         (["-o", "broken.json"], "broken.json: not a record of Table 2 of version 1 ("),
+        (["--table", "/dev/null/t.md", "-o", "r.json"], "t.md: cannot write there (File exists). Choose another"),
         (["--model", "net.pt", "-o", "r.json"], "net.pt: expected MODEL=DATA, for example model.pt=cifar10."),
         (["--model", "wide.pt=noise", "-o", "r.json"], "wide.pt: a resnet8 at 16 x 16 pixels is in no row of Table 2"),
         (["--model", "tiny.pt=noise", "--model", "tiny.pt=noise", "-o", "r.json"], "a second tiny, expected one."),

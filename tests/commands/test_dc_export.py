@@ -178,7 +178,7 @@ def test_several_k_in_one_file(model: Path, pixels: np.ndarray, tmp_path: Path):
     assert read_onnx(tmp_path / "model_qcfs.onnx")[1].call_sizes == (1, 4)
     said = run(*given).stdout
     assert "T = 6, K = 1, 4, " in said
-    assert f"next: dc-tune {tmp_path / 'model_qcfs.onnx'} --data DIR   (until then calls take 1 steps)" in said
+    assert f"next: dc-tune {tmp_path / 'model_qcfs.onnx'} --data DIR   (until then calls take 1 step)" in said
 
 
 def test_every_k_is_checked(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

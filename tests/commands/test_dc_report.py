@@ -147,8 +147,12 @@ def test_where_to_write_has_to_be_said_and_is_no_record(record_file: Path):
     before = record_file.read_bytes()
     done = run_command(record_file, "-o", record_file)
     assert done.exit_code == 2
-    assert f"-o {record_file}: is one of the records, expected another file" in done.output
+    assert f"-o {record_file}: a page is no .json, expected another name: -o report.html." in done.output
     assert record_file.read_bytes() == before
+    plain = record_file.rename(record_file.with_suffix(""))
+    done = run_command(plain, "-o", plain)
+    assert f"-o {plain}: is one of the records, expected another file" in done.output
+    assert plain.read_bytes() == before
 
 
 @pytest.mark.parametrize("library", ["jinja2", "matplotlib"])

@@ -297,7 +297,7 @@ def test_a_busy_machine_is_said(make, data: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine, "described", lambda *, on_gpu: busy)
     result = run(make(), "--data", data, "--rounds", 1)
     assert result.exit_code == 0, result.output
-    assert "Warning: The machine was busy (load 0.80 per core)" in result.stderr
+    assert "Warning: The machine was busy (80% of all cores)" in result.stderr
 
 
 def test_the_report_is_of_the_record(make, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

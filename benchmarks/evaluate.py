@@ -52,9 +52,13 @@ def evaluate(
     pixels: np.ndarray,
     label: np.ndarray,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    **engine_kind: Any,
 ) -> Evaluation:
-    """Run pixels `[sample, channel, y, x]` through an exported network and replay its calibrated exit rule."""
-    with open_engine(network, batch=min(BATCH, len(pixels))) as engine:
+    """Run pixels `[sample, channel, y, x]` through an exported network and replay its calibrated exit rule.
+
+    `engine_kind` goes to `open_engine`: `threads=1`.
+    """
+    with open_engine(network, batch=min(BATCH, len(pixels)), **engine_kind) as engine:
         manifest, trace = engine.manifest, trace_from_engine(engine, pixels, label, track)
     exits = replay(trace, manifest.calibration)
     bound_steps, bound_accuracy = upper_bound(trace.correct, trace.last_step)

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 RETRY_S = 0.05
@@ -20,9 +20,6 @@ def unwinding() -> Iterator[None]:
     While something is imported they wait, and are tried again with SIGALRM: an exception in an import leaves half a
     package behind, and extension modules crash.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     waiting: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -37,16 +34,13 @@ def unwinding() -> Iterator[None]:
             sys.exit(128 + number)
 
     # Not SIGINT where somebody ignores it: a script's background job is not to be stopped by Ctrl-C.
-    ours = [
-        number for number in HELD if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler
-    ]
-    before = {number: signal.signal(number, stop) for number in ours}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    ours = [n for n in HELD if n != signal.SIGINT or signal.getsignal(n) is signal.default_int_handler]
+    with _handling(ours, stop):
+        try:
+            yield
+        finally:
+            if waiting:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -63,9 +57,6 @@ def held_back() -> Iterator[None]:
 
     A compiler that calls back into Python loses an exception that is raised there, or crashes with it.
     """
-    if threading.current_thread() is not threading.main_thread():  # no signal ends up there
-        yield
-        return
     waiting: list[int] = []
 
     def wait(number: int, _: FrameType | None) -> None:
@@ -73,14 +64,26 @@ def held_back() -> Iterator[None]:
             print("Stopping as soon as the network is compiled …", file=sys.stderr, flush=True)
         waiting.append(number)
 
-    # None: set outside of Python, where nothing is raised
-    held = {number: handler for number in HELD if (handler := signal.getsignal(number)) is not None}
-    for number in held:
-        signal.signal(number, wait)
+    try:
+        with _handling(HELD, wait):
+            yield
+    finally:
+        for number in dict.fromkeys(waiting):
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _handling(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle these signals within the block; on other threads than the main one, where none ends up, nothing is done.
+
+    A handler that was not set from Python (None) stays: it could not be put back.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: known for number in numbers if on_main_thread and (known := signal.getsignal(number)) is not None}
+    for number in before:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(waiting):
-            signal.raise_signal(number)
+        for number, known in before.items():
+            signal.signal(number, known)

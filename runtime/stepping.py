@@ -94,7 +94,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
     sizes, final = _sizes(engine, pixels, calls), _final_step(engine, pixels, policy)
     costs = {} if policy.deadline_ms is None else _call_costs(manifest)
     usual, limit, calm_until = manifest.steps_per_call, policy.limit, _calm_until(policy, final)
-    moving_until = final if policy.quiet_after is None else policy.quiet_after
+    quiet_after = final if policy.quiet_after is None else policy.quiet_after
     answers: dict[int, Answer] = {}
     running, run, ends, spent = range(count), None, [], 0.0
     engine.reset(policy.scale)
@@ -112,7 +112,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
         if done <= calm_until:
             some = output.confidence
             largest = some.item() if some.size == 1 else max(some.ravel().tolist())
-            if largest <= limit and (done <= moving_until or _one_is_moving(output)):
+            if largest <= limit and (done <= quiet_after or _one_spiked(output)):
                 continue
         late = False
         if policy.deadline_ms is not None:
@@ -144,7 +144,7 @@ def _calm_until(policy: ExitPolicy, final: int) -> int:
     return 0 if policy.deadline_ms is not None or policy.metric != "max-softmax" else final - 1
 
 
-def _one_is_moving(output: StepOutput) -> bool:
+def _one_spiked(output: StepOutput) -> bool:
     """Whether this is one step of one input, and it spiked; of several, each has to be looked at."""
     return output.spikes is not None and output.confidence.size == 1 and bool(np.count_nonzero(output.spikes))
 

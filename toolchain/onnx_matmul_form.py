@@ -259,8 +259,7 @@ class MatmulForm:
 
     def _train(self, name: str, source: str, parts: list[str], step: int | None) -> str:
         """The image of a step, or of all steps joined."""
-        part = self.graph.batched(f"{name}.joined", parts) if step is None else parts[step]
-        return self._image(source, part, numbered(name, step))
+        return self._image(source, self._part(name, parts, step), numbered(name, step))
 
     def _largest_byte(self, source: str) -> int:
         return self.snn.largest_values()[source] * (self.snn.method.levels if self.cumulative else 1)

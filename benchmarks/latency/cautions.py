@@ -13,8 +13,6 @@ TOGETHER = 0.1
 ANYWAY = 0.01
 """… and as a fraction of all: where little is saved, noise is large beside it."""
 
-PINNING = "keep the process to some cores with `taskset`, "
-
 
 def cautions(record: LatencyRecord) -> list[str]:
     """Say what a reader should know before a number is quoted; nothing to say: an empty list."""
@@ -44,7 +42,7 @@ def _of_run(run: Run, *, pinned: bool) -> Iterator[str]:
         yield (
             f"{run.file}: samples of equally many time steps scatter by {100 * worst:.0f} % (coefficient of variation; "
             f"above {100 * UNSTEADY:.0f} % they count as unsteady). Fix the clock, "
-            f"{'' if pinned else PINNING}or measure longer."
+            f"{'' if pinned else 'keep the process to some cores with `taskset`, '}or measure longer."
         )
     if abs(numbers.saving_gap) > max(TOGETHER * abs(numbers.saving_steps), ANYWAY):
         calls = ", ".join(map(str, run.network.calls))

@@ -122,10 +122,10 @@ def cost_table(run: Run) -> Table:
 
 
 def _host(run: Run) -> Iterator[tuple[str, str]]:
-    if run.overhead is None:
+    cost = host_cost(run)
+    if cost is None:
         yield "host overhead", "not measured: it ended before"
         return
-    cost = host_cost(run.overhead, run)
 
     def text(us: float, share: float) -> str:
         return f"{number(us)} µs per time step, {percent(share)} % of one"

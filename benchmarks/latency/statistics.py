@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .record import Overhead, Pair, Run, Series
+from .record import Pair, Run, Series
 
 UNSTEADY = 0.1
 """Coefficient of variation from which on samples are unsteady, as pyperf has it for CPUs (trtexec: 1 % on a GPU)."""
@@ -162,8 +162,11 @@ class HostCost(NamedTuple):
     confidence_share: float
 
 
-def host_cost(overhead: Overhead, run: Run) -> HostCost:
-    """Sum up what the host adds to the steps of a run."""
+def host_cost(run: Run) -> HostCost | None:
+    """Sum up what the host adds to the steps of a run; None where that was not measured."""
+    overhead = run.overhead
+    if overhead is None:
+        return None
     step_us = 1e3 * run.step_ms[-1] / run.network.steps
     loop_us = float(np.median(np.subtract(overhead.loop_us, overhead.bare_us)))
     confidence_us = float(np.median(overhead.confidence_us))

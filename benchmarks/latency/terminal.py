@@ -26,7 +26,7 @@ def facts(record: LatencyRecord) -> dict[str, Any]:
                 "with_exit": numbers.with_exit._asdict(),
                 "without_exit": numbers.without_exit._asdict(),
                 "with_over_without": numbers.with_over_without._asdict(),
-                "overhead": None if run.overhead is None else host_cost(run.overhead, run)._asdict(),
+                "overhead": None if (cost := host_cost(run)) is None else cost._asdict(),
                 **{key: parts[key] for key in more},
             }
         )
@@ -88,8 +88,7 @@ def _sentences(record: LatencyRecord, run: Run, numbers: Summary) -> Iterator[st
         f"{run.first_call_ms:.1f} ms"
     )
     yield f"an answer takes {_said(numbers.with_over_without, numbers.rounds)} of its time without early exit"
-    if run.overhead is not None:
-        cost = host_cost(run.overhead, run)
+    if (cost := host_cost(run)) is not None:
         yield (
             f"per time step the stepping loop adds {cost.loop_us:.1f} us to the engine's calls "
             f"({100 * cost.loop_share:.1f} % of a step); a confidence on the host would take "

@@ -6,19 +6,16 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from ...calib.calibrate import trace_from_file
-from ...calib.exits import replay
-from ...calib.policy import Goal, calibrate
+from ...calib.calibrate import calibrate_file
 from ...calib.tuning import representative
 from ...models.checkpoint import Checkpoint, load_checkpoint, sha256_of
 from ...runtime.errors import DynamicConfidenceError
 from ...runtime.exit_policy import ExitPolicy, policy_from_manifest
 from ...runtime.images import labelled_arrays
 from ...runtime.manifest import Preprocessing
-from ...runtime.network_file import read_manifest
+from ..evaluate import evaluate
 from ..model_and_data import Images, model_and_parts, spread
 from . import settings
 from .record import Model, Tested
@@ -108,17 +105,9 @@ def network_of(checkpoint: Checkpoint, title: str) -> str:
 
 
 def exits_of(file: Path, trained: Trained, threads: int) -> Exits:
-    """Choose the threshold of an exported network on the calibration images, as `dc-calibrate` does, and test it."""
-    manifest, data = read_manifest(file), trained.about.data
-    trace = trace_from_file(file, *trained.calibration, data, threads=threads)
-    found = calibrate(trace, manifest.calibration, Goal()).calibration
-    pixels, label = trained.test
-    trace = trace_from_file(file, pixels, label, data, threads=threads)
-    exits = replay(trace, found)
-    tested = Tested(
-        accuracy=float(trace.correct[np.arange(trace.samples), exits - 1].mean()),
-        fixed_accuracy=float(trace.correct[:, -1].mean()),
-        mean_steps=float(exits.mean()),
-    )
-    policy = policy_from_manifest(msgspec.structs.replace(manifest, calibration=found))
-    return Exits(policy, tested, pixels[representative(exits, TIMED_IMAGES)])
+    """Calibrate an exported network on the calibration images, as `dc-calibrate` does, and test it."""
+    calibrate_file(file, *trained.calibration, data_name=trained.about.data, threads=threads)
+    found = evaluate(file, *trained.test, threads=threads)
+    tested = Tested(found.accuracy, found.fixed_accuracy, found.mean_steps)
+    pixels, _ = trained.test
+    return Exits(policy_from_manifest(found.manifest), tested, pixels[representative(found.exits, TIMED_IMAGES)])

@@ -115,10 +115,11 @@ def test_the_spread_of_few_values_is_half_their_range():
 
 
 def test_what_the_host_adds():
-    run = latency_run(steps=4)
+    overhead = Overhead(loop_us=[9.0, 8.0, 30.0], bare_us=[2.0, 1.5, 2.5], confidence_us=[5.0, 4.0, 6.0])
+    run = latency_run(steps=4, overhead=overhead)
     step_us = 1e3 * run.step_ms[-1] / 4
-    found = host_cost(Overhead(loop_us=[9.0, 8.0, 30.0], bare_us=[2.0, 1.5, 2.5], confidence_us=[5.0, 4.0, 6.0]), run)
-    assert found == HostCost(7.0, 7.0 / step_us, 5.0, 5.0 / step_us)
+    assert host_cost(latency_run(overhead=None)) is None
+    assert host_cost(run) == HostCost(7.0, 7.0 / step_us, 5.0, 5.0 / step_us)
 
 
 def test_nothing_to_caution_against():

@@ -217,8 +217,7 @@ class Numerics(_Record, frozen=True):
 
     def __post_init__(self) -> None:
         half = self.precision == "fp16"
-        fits = self.form == "conv" or self.precision == "int8"
-        _require(fits, f"form {self.form} with precision {self.precision}: expected conv, or precision int8")
+        _require(self.form == "conv" or not half, f"form {self.form} with precision fp16: expected conv")
         _require(not (half and self.exact), "exact true with precision fp16: expected false, its convolutions round")
         _require(
             bool(self.grids) != half,

@@ -49,8 +49,8 @@ NOTEWORTHY = 0.02
     type=click.Choice(["conv", "matmul"]),
     default="conv",
     show_default=True,
-    help="conv: for every engine; matmul (with --precision int8): the same answers, faster on ONNX Runtime's CPU, "
-    "for nothing else.",
+    help="conv: for every engine; matmul (fp32, int8): the same answers, faster for wide networks on ONNX Runtime's "
+    "CPU, for nothing else.",
 )
 @click.option("--frames", is_flag=True, help="The input varies in time: [K, N, C, H, W], one frame per step.")
 @click.option("--count-spikes", is_flag=True, help="Return the spikes of each layer and step; qffs: the net count too.")

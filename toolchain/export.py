@@ -71,10 +71,10 @@ class ExportOptions:
                 f"--frames with K = {_listed(sizes)}: its calls take an image for each of their steps, so the file has "
                 f"one K. Give one: -K {sizes[-1]}."
             )
-        if self.form == "matmul" and self.precision != "int8":
+        if self.form == "matmul" and self.precision == "fp16":
             raise DynamicConfidenceError(
-                f"--form matmul with --precision {self.precision}: its matrix products are of integers, expected "
-                "--precision int8. Leave --form out otherwise."
+                "--form matmul with --precision fp16: its matrix products are of integers, expected fp32 or int8. "
+                "Leave --form out otherwise."
             )
 
     @property

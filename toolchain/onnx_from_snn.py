@@ -46,8 +46,8 @@ def onnx_from_snn(
     Synapses run once, batched over the K steps; only the neurons' recurrence is unrolled. `frames` makes the input
     `[K, N, …]`, one image per step, instead of one `[N, …]` for all. `count_spikes` adds the output `spikes`
     `[K, N, layer]` (always there for QFFS, whose quiescence exit reads it), and for QFFS `net_spikes`. `form`: "conv"
-    for every engine; "matmul", faster on ONNX Runtime's CPU for a network in int8. `probe` adds every spike train as
-    `spikes.<layer>` `[K * N, channel, y, x]`, for the self-check only.
+    for every engine; "matmul", faster on ONNX Runtime's CPU in int8, and for wide networks in fp32. `probe` adds every
+    spike train as `spikes.<layer>` `[K * N, channel, y, x]`, for the self-check only.
     """
     graph = GraphBuilder()
     input_shape: tuple[Dim, ...] = (steps_per_call, "N", *snn.input_shape) if frames else ("N", *snn.input_shape)

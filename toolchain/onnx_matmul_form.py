@@ -1,8 +1,9 @@
-"""The graph's form for ONNX Runtime's CPU in int8: integer matrix products over `[batch, y, x, channel]`.
+"""The graph's form for ONNX Runtime's CPU: integer matrix products over `[batch, y, x, channel]`.
 
 A convolution there has no fast integer kernel that keeps all bits of its sums; the matrix product has
 (docs/adr/0010-matmul-form.md). So spikes are bytes with the channel last, and a 3 x 3 neighbourhood is nine of them in
 a row. QFFS emits the number of spikes so far: bytes that are not negative, of which a neuron needs no membrane.
+Weights are int8, or in fp32 two or three digits of a byte with a product for each (`byte_digits`).
 
 The steps of a call share their products where weights are more than what they meet; elsewhere each step has its own,
 and what it reads and writes is still in the cache when the neurons need it.
@@ -16,6 +17,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ..runtime.int8 import LARGEST_BYTE
+from .byte_digits import BASE, byte_digits, is_exact
 from .onnx_conv_form import convolution, float_weight
 from .onnx_graph import GraphBuilder, numbered
 from .onnx_neurons import INITIAL_MEMBRANE, steps_of
@@ -49,6 +51,8 @@ class MatmulForm:
     """What pools emit, float32 `[batch, y, x, channel]`, per step or all steps in one."""
     _spikes: dict[str, list[str]] = field(default_factory=dict)
     """The same, or for QFFS what was added to it in the step."""
+    _factors: dict[str, list[list[str]]] = field(default_factory=dict)
+    """What `_products` returned for a synapse, which is the same for all steps."""
 
     @property
     def cumulative(self) -> bool:
@@ -155,34 +159,47 @@ class MatmulForm:
         return total
 
     def current(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None = None) -> str:
-        """Add the current of a synapse; what is not in int8 is a convolution between two changes of the layout."""
+        """Add the current of a synapse; what is no product of bytes is a convolution between two changes of layout."""
         graph, made = self.graph, numbered(name, step)  # constants are stored once, as `name/…`
         if synapse.is_identity:
             gain, source = synapse.weight.astype(np.float32), self._numbers(synapse.source, step)
             if gain != 1.0:
                 source = graph.add("Mul", f"{made}/gained", source, graph.constant(f"{name}/gain", gain))
             return self._rows(made, source, self.snn.shape_of(synapse.source))
-        extra = [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
-        if synapse.unit is None or synapse.groups > 1 or self._largest_byte(synapse.source) > LARGEST_BYTE:
+        products = self._products(name, synapse, bias)
+        if not products:
             source = self._numbers(synapse.source, step)
             if synapse.source != INPUT:
                 source = graph.once("Transpose", f"{source}/channels_first", source, perm=TO_CHANNELS_FIRST)
-            weight = float_weight(graph, name, synapse)
-            current = convolution(graph, f"{made}/conv", synapse, source, weight, *extra)
+            extra = [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
+            current = convolution(graph, f"{made}/conv", synapse, source, float_weight(graph, name, synapse), *extra)
             current = graph.add("Transpose", f"{made}/last", current, perm=TO_CHANNELS_LAST)
             return self._rows(made, current, self._shape(synapse))
-        # [out, in, y, x] -> [y * x * in, out], the order of `_neighbourhoods`
-        integers = synapse.integers().transpose(2, 3, 1, 0).reshape(-1, synapse.weight.shape[0])
-        operands = [
-            self._neighbourhoods(synapse, step),
-            graph.constant(f"{name}/w.int8", integers),
-            graph.scalar(1),
-            graph.constant(f"{name}/unit", synapse.unit.astype(np.float32)),
-            self._zero(),
-            "",
-        ]
-        current = graph.add("MatMulIntegerToFloat", f"{made}/product", *operands, *extra, domain=MICROSOFT)
-        return self._rows(made, current, self._shape(synapse))
+        seen, total = self._neighbourhoods(synapse, step), ""
+        for index, operands in enumerate(products):
+            product = graph.add("MatMulIntegerToFloat", f"{made}/product.{index}", seen, *operands, domain=MICROSOFT)
+            total = graph.add("Add", f"{made}/sum.{index}", total, product) if total else product
+        return self._rows(made, total, self._shape(synapse))
+
+    def _products(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> list[list[str]]:
+        """What to multiply the bytes that a synapse sees with, the highest digit of its weights first; or nothing."""
+        graph, largest = self.graph, self._largest_byte(synapse.source)
+        if name not in self._factors:
+            self._factors[name] = factors = []
+            if synapse.source == INPUT or synapse.groups > 1 or largest > LARGEST_BYTE:
+                return factors
+            digits = byte_digits(synapse)
+            if synapse.unit is None and not is_exact(digits, largest, bias):
+                return factors
+            for index, digit in reversed(list(enumerate(digits.values))):
+                # [out, in, y, x] -> [y * x * in, out], the order of `_neighbourhoods`
+                matrix = digit.transpose(2, 3, 1, 0).reshape(-1, len(digit))
+                unit = graph.constant(f"{name}/unit.{index}", (digits.unit * BASE**index).astype(np.float32))
+                matrix = graph.constant(f"{name}/w.int8.{index}", matrix)
+                factors.append([matrix, graph.scalar(1), unit, self._zero(), ""])
+            if bias is not None:
+                factors[-1].append(graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32)))
+        return self._factors[name]
 
     def _shape(self, synapse: Synapse) -> Shape:
         """`[channel, y, x]` of a current."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,26 +22,34 @@ from .record import Overhead
 def overhead(engine: Engine, pixels: np.ndarray, inferences: int) -> Overhead:
     """Measure it for one image after another, all their steps.
 
+        per time step = Σ (start of call c + 1 − end of call c) / steps of all calls but the last; 0 for a single call
+        once          = start of the first call − start − time in reset + end − end of the last call
+
     The loops take turns, and on a real engine: beside one that does nothing the code would be in the caches.
-    Shapes: pixels uint8 `[image, channel, y, x]`.
+    Shapes: pixels uint8 `[image, channel, y, x]`. Units: microseconds.
     """
     timed, manifest = _TimedEngine(engine), engine.manifest
     # Not `without_exit`: the loop computes the scores of the network's own metric, as with early exit.
     policy = replace(policy_from_manifest(manifest, threshold=1.0), quiet_after=None)
     sizes = _calls(manifest)
-    bare_us, loop_us, confidence_us = [], [], []
+    # After each call but the last a gap follows; the last is followed by the end.
+    steps = sum(size or manifest.steps_per_call for size in sizes[:-1])
+    bare, loop, confidence_us = [], [], []
     for index in range(inferences):
         image = pixels[index % len(pixels)][None]
         first = call_input(image, 0, engine)
-        bare_us.append(_outside_us(timed, lambda first=first: _bare(timed, first, policy.scale, sizes)))
-        loop_us.append(_outside_us(timed, lambda image=image: infer(timed, image, policy)))
+        bare.append(_outside(timed, lambda first=first: _bare(timed, first, policy.scale, sizes), steps))
+        loop.append(_outside(timed, lambda image=image: infer(timed, image, policy), steps))
         logits = infer(engine, image, policy).logits
         started = time.perf_counter_ns()
         max_softmax(logits, policy.scale)
         confidence_us.append((time.perf_counter_ns() - started) / 1e3)
-    steps = manifest.max_steps
     return Overhead(
-        loop_us=[us / steps for us in loop_us], bare_us=[us / steps for us in bare_us], confidence_us=confidence_us
+        loop_us=[found.step_us for found in loop],
+        bare_us=[found.step_us for found in bare],
+        loop_once_us=[found.once_us for found in loop],
+        bare_once_us=[found.once_us for found in bare],
+        confidence_us=confidence_us,
     )
 
 
@@ -55,11 +65,23 @@ def _calls(manifest: Manifest) -> list[int | None]:
     return calls
 
 
-def _outside_us(timed: _TimedEngine, run: Callable[[], object]) -> float:
+class _Outside(NamedTuple):
     """Microseconds of an inference that are not spent in the engine."""
-    timed.inside, started = 0, time.perf_counter_ns()
+
+    step_us: float
+    """Between its calls, per time step."""
+    once_us: float
+    """Before the first and after the last."""
+
+
+def _outside(timed: _TimedEngine, run: Callable[[], object], steps: int) -> _Outside:
+    """Time an inference, of so many steps before its last call."""
+    timed.calls, timed.reset_ns, started = [], 0, time.perf_counter_ns()
     run()
-    return (time.perf_counter_ns() - started - timed.inside) / 1e3
+    ended, calls = time.perf_counter_ns(), timed.calls
+    between = sum(after - before for (_, before), (after, _) in pairwise(calls))
+    once = calls[0][0] - started - timed.reset_ns + ended - calls[-1][1]
+    return _Outside(between / max(steps, 1) / 1e3, once / 1e3)
 
 
 def _bare(engine: Engine, first: np.ndarray, scale: float, sizes: Sequence[int | None]) -> None:
@@ -72,10 +94,11 @@ def _bare(engine: Engine, first: np.ndarray, scale: float, sizes: Sequence[int |
 
 
 class _TimedEngine:
-    """An engine that adds up how long its calls take, in nanoseconds."""
+    """An engine that notes when its calls start and end, and how long its reset takes, in nanoseconds."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.inside = engine, 0
+        self._engine, self.reset_ns = engine, 0
+        self.calls: list[tuple[int, int]] = []
         self.manifest, self.batch, self.backend = engine.manifest, engine.batch, engine.backend
 
     def __enter__(self) -> _TimedEngine:
@@ -89,12 +112,12 @@ class _TimedEngine:
     def reset(self, scale: float) -> None:
         started = time.perf_counter_ns()
         self._engine.reset(scale)
-        self.inside += time.perf_counter_ns() - started
+        self.reset_ns = time.perf_counter_ns() - started
 
     def step(self, pixels: np.ndarray | None = None, steps: int | None = None) -> StepOutput:
         started = time.perf_counter_ns()
         output = self._engine.step(pixels, steps)
-        self.inside += time.perf_counter_ns() - started
+        self.calls.append((started, time.perf_counter_ns()))
         return output
 
     def refill(self, rows: np.ndarray, pixels: np.ndarray) -> None:

@@ -96,17 +96,27 @@ class Series(RecordPart, frozen=True):
 
 
 class Overhead(RecordPart, frozen=True):
-    """What the host adds to the engine's calls, in microseconds per time step, one value per inference."""
+    """What the host adds to the engine's calls, in microseconds, one value per inference."""
 
     loop_us: list[float]
-    """Outside the calls, in the stepping loop."""
+    """Between two calls, in the stepping loop, per time step: over the steps of all calls but the last."""
     bare_us: list[float]
     """The same of a loop that only calls the engine: what timing the calls costs. The loop adds the difference."""
+    loop_once_us: list[float]
+    """Before the first call and after the last, in the stepping loop; not the reset, which is the engine's."""
+    bare_once_us: list[float]
+    """The same of the loop that only calls the engine."""
     confidence_us: list[float]
     """The α-scaled softmax of a step on the host, alone: the paper's section 6.5. Graphs compute it inside."""
 
     def __post_init__(self) -> None:
-        require_alike(loop_us=self.loop_us, bare_us=self.bare_us, confidence_us=self.confidence_us)
+        require_alike(
+            loop_us=self.loop_us,
+            bare_us=self.bare_us,
+            loop_once_us=self.loop_once_us,
+            bare_once_us=self.bare_once_us,
+            confidence_us=self.confidence_us,
+        )
 
 
 class Throughput(RecordPart, frozen=True):

@@ -131,6 +131,8 @@ def _host(run: Run) -> Iterator[tuple[str, str]]:
         return f"{number(us)} µs per time step, {percent(share)} % of one"
 
     yield "added by the stepping loop", text(cost.loop_us, cost.loop_share)
+    once = f"{number(cost.once_us)} µs per inference, {percent(cost.once_share)} % of a time step"
+    yield "added by the stepping loop, once", once
     yield "confidence, were it computed on the host", text(cost.confidence_us, cost.confidence_share)
 
 

@@ -152,13 +152,16 @@ def spread(values: Sequence[float]) -> float:
 
 
 class HostCost(NamedTuple):
-    """Microseconds per time step that the host adds, medians, and their shares of a step without early exit."""
+    """Microseconds that the host adds, medians, and their shares of a step without early exit."""
 
     loop_us: float
-    """What the stepping loop adds to one that does nothing but call the engine."""
+    """What the stepping loop adds to one that does nothing but call the engine: per time step, between the calls, …"""
     loop_share: float
+    once_us: float
+    """… and once per inference, before the first call and after the last."""
+    once_share: float
     confidence_us: float
-    """The confidence, were it computed on the host."""
+    """The confidence of a time step, were it computed on the host."""
     confidence_share: float
 
 
@@ -169,5 +172,6 @@ def host_cost(run: Run) -> HostCost | None:
         return None
     step_us = 1e3 * run.step_ms[-1] / run.network.steps
     loop_us = float(np.median(np.subtract(overhead.loop_us, overhead.bare_us)))
+    once_us = float(np.median(np.subtract(overhead.loop_once_us, overhead.bare_once_us)))
     confidence_us = float(np.median(overhead.confidence_us))
-    return HostCost(loop_us, loop_us / step_us, confidence_us, confidence_us / step_us)
+    return HostCost(loop_us, loop_us / step_us, once_us, once_us / step_us, confidence_us, confidence_us / step_us)

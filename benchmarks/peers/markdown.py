@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..markdown_table import markdown_table
-from .numbers import Row, best, limit_rates, line, loop_us, over_steps, rows_of
+from .numbers import Row, best, limit_rates, line, loop_us, once_us, over_steps, rows_of
 
 SUMMARY = {
     "SpikingJelly": ("SpikingJelly",),
@@ -18,6 +18,8 @@ SUMMARY = {
     "the fastest of ours": ("ours",),
 }
 """Title -> how the names of its candidates begin."""
+ADDED = {"added by the stepping loop, µs per step": loop_us, "added once per inference, µs": once_us}
+"""Title -> what it shows of a cell."""
 SUMMARY_TITLE = (
     "Times faster than the demo's way, wall time per time step, QCFS / QFFS; of each kind the fastest K or mode."
 )
@@ -75,8 +77,11 @@ def summary(record: dict[str, Any]) -> str:
         (title, *(" / ".join(ratio(cell, beginnings) for cell in cells) for cells in networks.values()))
         for title, beginnings in SUMMARY.items()
     ]
-    loops = (" / ".join(f"{loop_us(cell):.0f}" for cell in cells) for cells in networks.values())
-    return markdown_table(["", *networks], [*lines, ("added by the stepping loop, µs per step", *loops)])
+    lines += [
+        (title, *(" / ".join(f"{added(cell):.0f}" for cell in cells) for cells in networks.values()))
+        for title, added in ADDED.items()
+    ]
+    return markdown_table(["", *networks], lines)
 
 
 def _header(cells: list[dict[str, Any]]) -> list[str]:
@@ -97,7 +102,7 @@ def _ratios(cells: list[dict[str, Any]]) -> str:
 
 
 def _cell(cell: dict[str, Any]) -> str:
-    rate, loop = limit_rates(cell), loop_us(cell)
+    rate = limit_rates(cell)
     rows = rows_of(cell)
     lines = [
         f"## {cell['network']}, {cell['method']}",
@@ -105,7 +110,7 @@ def _cell(cell: dict[str, Any]) -> str:
         f"{cell['neurons']:,} neurons, of which {cell['spike_rate']:.1%} spike per step. T = {cell['steps']}, "
         f"{cell['rounds']} rounds, medians known to ± {cell['largest_spread']:.1%}. The machine's limits in the same "
         f"run: {rate['fp32'] / 1e9:.1f} GFLOP/s, int8 {rate['int8'] / 1e9:.0f} GOP/s, copying {rate['copy'] / 1e9:.1f} "
-        f"GB/s. The stepping loop adds {loop:.1f} µs per step.",
+        f"GB/s. The stepping loop adds {loop_us(cell):.1f} µs per step and {once_us(cell):.0f} µs once per inference.",
         markdown_table(
             ("", "ms per step", "CPU ms", "ratio", "min – max", "CPU ratio", "× floor", "steps per pass", "same bits"),
             (_cells(row) for row in rows),

@@ -30,12 +30,14 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        form = f" {self.form}" * (self.backend == "onnxruntime" and self.precision == "int8")
+        forms = self.backend == "onnxruntime" and self.precision == "int8"
+        form = f" {self.form}" * (forms or self.form == "matmul")
         return f"ours, {TITLES[self.backend]} {self.precision}{form}, K = {self.steps_per_call}"
 
 
 VARIANTS = (
     *(Variant("onnxruntime", "fp32", "conv", k) for k in (1, 4, 8)),
+    *(Variant("onnxruntime", "fp32", "matmul", k) for k in (1, 4, 8)),
     Variant("onnxruntime", "int8", "conv", 1),
     *(Variant("onnxruntime", "int8", "matmul", k) for k in (1, 2, 4, 8)),
     *(

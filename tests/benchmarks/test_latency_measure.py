@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from memory_network import manifest_of
 from scripted_engine import ScriptedEngine, numbered_images
 
 from dynamic_confidence.benchmarks.latency import measure
+from dynamic_confidence.benchmarks.latency import overhead as overhead_module
 from dynamic_confidence.benchmarks.latency.bench import Asked
 from dynamic_confidence.benchmarks.latency.measure import Measured, take_turns, warm_up
 from dynamic_confidence.benchmarks.latency.memory import MemoryUse
@@ -31,6 +33,7 @@ from dynamic_confidence.runtime.manifest import Schedule
 STEPS = 4
 EXITS = [1, 3, 4]
 """Of three images: sure at once, sure later, never sure."""
+PARTS = ("loop_us", "bare_us", "loop_once_us", "bare_once_us", "confidence_us")
 LABELS = [2, 1, 1]
 
 
@@ -238,19 +241,25 @@ def test_steps_in_calls_of_several_sizes():
     assert step_times(ends, [3, 1, 4], 6) == [4.0, 4.0, 4.0, 5.0, 6.0, 6.0]
 
 
+def scheduled(clock: Clock, calls: tuple[int, ...] | None, usual: int = 1) -> TimedScript:
+    """An engine whose inferences make these calls; None: of the usual number of steps."""
+    engine = TimedScript(clock, "A", 1.0, steps_per_call=usual)
+    if calls is not None:
+        costs = tuple((size, 1.0) for size in sorted({usual, *calls}))
+        manifest = msgspec.structs.replace(
+            engine.manifest,
+            more_steps_per_call=tuple(sorted({*calls} - {usual})),
+            schedule=Schedule(calls, costs, "script", None, 1.0, 1.0),
+        )
+        ScriptedEngine.__init__(engine, manifest, 1, script())
+    return engine
+
+
 @pytest.mark.parametrize(("calls", "sizes"), [(None, [1, 1, 1, 1]), ((2, 1), [2, 1, 1]), ((1, 4), [1, 4])])
 def test_the_bare_loop_makes_the_calls_of_infer(
     clock: Clock, calls: tuple[int, ...] | None, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    engine = TimedScript(clock, "A", 1.0)
-    if calls is not None:
-        costs = tuple((size, 1.0) for size in sorted({1, *calls}))
-        more = tuple(sorted({*calls} - {1}))
-        manifest = msgspec.structs.replace(
-            engine.manifest, more_steps_per_call=more, schedule=Schedule(calls, costs, "script", None, 1.0, 1.0)
-        )
-        engine = TimedScript(clock, "A", 1.0)
-        ScriptedEngine.__init__(engine, manifest, 1, script())
+    engine = scheduled(clock, calls)
     taken: list[list[int]] = []
     step, reset = engine.step, engine.reset
 
@@ -267,8 +276,59 @@ def test_the_bare_loop_makes_the_calls_of_infer(
     monkeypatch.setattr(engine, "reset", noted_reset)
     found = overhead(engine, numbered_images(3), 5)
     assert taken == [sizes] * 15  # bare, in the loop, and for the logits of the confidence
-    assert [len(values) for values in (found.loop_us, found.bare_us, found.confidence_us)] == [5, 5, 5]
-    assert set(found.loop_us) == set(found.bare_us) == {0.0}  # all the time there is passes in the engine
+    assert {key: len(values) for key, values in msgspec.structs.asdict(found).items()} == dict.fromkeys(PARTS, 5)
+    # All the time there is passes in the engine.
+    assert all(set(getattr(found, key)) == {0.0} for key in PARTS)
+
+
+@pytest.mark.parametrize(
+    ("usual", "calls", "sizes", "step_us", "once_us"),
+    [
+        (1, None, [1, 1, 1, 1], (12 + 120 + 1200) / 3, 7 + 12000),
+        (1, (2, 1), [2, 1, 1], (12 + 120) / 3, 7 + 1200),
+        (1, (1, 2), [1, 2, 2], (12 + 120) / 3, 7 + 1200),  # the last call goes beyond T
+        (3, None, [3, 3], 12 / 3, 7 + 120),
+        (1, (1, 3), [1, 3], 12 / 1, 7 + 120),
+        (1, (4,), [4], 0.0, 7 + 12),
+        (4, None, [4], 0.0, 7 + 12),
+    ],
+)
+def test_what_passes_between_the_calls_and_what_passes_once(
+    clock: Clock,
+    usual: int,
+    calls: tuple[int, ...] | None,
+    sizes: list[int],
+    step_us: float,
+    once_us: float,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    engine = scheduled(clock, calls, usual)
+    reset = engine.reset
+
+    def slow_reset(scale: float) -> None:
+        reset(scale)
+        clock.ns += 500_000
+
+    def taking(times: int) -> Callable[..., SimpleNamespace]:
+        """A loop that takes 3 µs before its reset, 4 behind it, and 12, 120, … after one call after another."""
+
+        def loop(timed: TimedScript, *_: object) -> SimpleNamespace:
+            clock.ns += times * 3_000
+            timed.reset(1.0)
+            clock.ns += times * 4_000
+            for call, size in enumerate(sizes):
+                output = timed.step(numbered_images(1), size)
+                clock.ns += times * 12_000 * 10**call
+            return SimpleNamespace(logits=output.logits[-1])
+
+        return loop
+
+    monkeypatch.setattr(engine, "reset", slow_reset)
+    monkeypatch.setattr(overhead_module, "_bare", taking(1))
+    monkeypatch.setattr(overhead_module, "infer", taking(2))
+    found = overhead(engine, numbered_images(1), 2)
+    assert (found.bare_us, found.loop_us) == ([step_us] * 2, [2 * step_us] * 2)
+    assert (found.bare_once_us, found.loop_once_us) == ([once_us] * 2, [2 * once_us] * 2)
 
 
 def test_throughput_answers_all_images_in_both_ways():

@@ -90,8 +90,13 @@ def text_without(record: bytes) -> bytes:
         ),
         (edited(lambda r: r["runs"][0]["evaluation"].update(steps=7)), "evaluation of 7 steps, expected 6 - at"),
         (
-            edited(lambda r: r["runs"][0]["overhead"]["loop_us"].pop()),
-            "{'loop_us': 1, 'bare_us': 2, 'confidence_us': 2} entries, expected equally many, at least one - at",
+            edited(lambda r: r["runs"][0]["overhead"]["loop_once_us"].pop()),
+            "{'loop_us': 2, 'bare_us': 2, 'loop_once_us': 1, 'bare_once_us': 2, 'confidence_us': 2} entries, expected "
+            "equally many, at least one - at",
+        ),
+        (
+            edited(lambda r: [r["runs"][0]["overhead"].pop(key) for key in ("loop_once_us", "bare_once_us")]),
+            "Object missing required field `loop_once_us` - at `$.runs[0].overhead`",
         ),
         (
             edited(lambda r: r["runs"][0]["network"].update(steps=0)),

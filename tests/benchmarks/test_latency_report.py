@@ -153,6 +153,7 @@ def test_step_by_step_is_that_of_the_samples_and_of_the_evaluation():
 def test_what_else_it_costs():
     rows = table_of(latency_record(), "What else it costs")
     assert rows["added by the stepping loop"] == ("3.00 µs per time step, 0.6 % of one",)
+    assert rows["added by the stepping loop, once"] == ("80.0 µs per inference, 16.0 % of a time step",)
     assert rows["confidence, were it computed on the host"] == ("4.20 µs per time step, 0.8 % of one",)
     assert rows["throughput at batch 32, early exit, continuous batching"] == ("812 images per second",)
     assert rows["memory of the process"][0].endswith("120 MB after the first call, 130 MB at most")

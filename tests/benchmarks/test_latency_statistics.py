@@ -115,11 +115,18 @@ def test_the_spread_of_few_values_is_half_their_range():
 
 
 def test_what_the_host_adds():
-    overhead = Overhead(loop_us=[9.0, 8.0, 30.0], bare_us=[2.0, 1.5, 2.5], confidence_us=[5.0, 4.0, 6.0])
+    overhead = Overhead(
+        loop_us=[9.0, 8.0, 30.0],
+        bare_us=[2.0, 1.5, 2.5],
+        loop_once_us=[90.0, 50.0, 60.0],
+        bare_once_us=[30.0, 2.0, 4.0],
+        confidence_us=[5.0, 4.0, 6.0],
+    )
     run = latency_run(steps=4, overhead=overhead)
     step_us = 1e3 * run.step_ms[-1] / 4
     assert host_cost(latency_run(overhead=None)) is None
-    assert host_cost(run) == HostCost(7.0, 7.0 / step_us, 5.0, 5.0 / step_us)
+    # The medians of 7, 6.5 and 27.5, and of 60, 48 and 56.
+    assert host_cost(run) == HostCost(7.0, 7.0 / step_us, 56.0, 56.0 / step_us, 5.0, 5.0 / step_us)
 
 
 def test_nothing_to_caution_against():

@@ -25,7 +25,7 @@ from dynamic_confidence.benchmarks.peers import setting as setting_module
 from dynamic_confidence.benchmarks.peers.candidate import Candidate, Missing
 from dynamic_confidence.benchmarks.peers.loop import loop_cost
 from dynamic_confidence.benchmarks.peers.markdown import page, summary
-from dynamic_confidence.benchmarks.peers.numbers import line, loop_us, over_steps, rows_of
+from dynamic_confidence.benchmarks.peers.numbers import line, loop_us, once_us, over_steps, rows_of
 from dynamic_confidence.benchmarks.peers.ours import PLAIN, VARIANTS, exported, ours
 from dynamic_confidence.benchmarks.peers.quantised import NAME as QUANTISED
 from dynamic_confidence.benchmarks.peers.quantised import quantised_graph
@@ -345,7 +345,12 @@ def cell(**changes: Any) -> dict[str, Any]:
             {"name": "i", "kind": "int8", "amount": 4e6, "wall_ms": [1.0] * 3, "cpu_ms": [1.0] * 3},
             {"name": "c", "kind": "copy", "amount": 1e9, "wall_ms": [1.0] * 3, "cpu_ms": [1.0] * 3},
         ],
-        "stepping_loop": {"loop_us": [9.0, 8.0, 30.0], "bare_us": [2.0, 1.5, 2.5]},
+        "stepping_loop": {
+            "loop_us": [9.0, 8.0, 30.0],
+            "bare_us": [2.0, 1.5, 2.5],
+            "loop_once_us": [90.0, 50.0, 60.0],
+            "bare_once_us": [30.0, 2.0, 4.0],
+        },
         **changes,
     }
 
@@ -369,6 +374,7 @@ def test_a_row_is_computed_from_the_samples():
     assert rows[f"{QUANTISED} fp32"].ratio == pytest.approx(10 / 3)
     assert rows["ours, OpenVINO int8, K = 4"].to_floor == pytest.approx(2.0)
     assert loop_us(cell()) == 7.0  # the median of 7, 6.5 and 27.5
+    assert once_us(cell()) == 56.0  # of 60, 48 and 56
     assert over_steps(cell(), PLAIN.name) == [(1, 2.5), (2, 5.0), (4, 10.0)]
     assert line([(1, 3.0), (2, 5.0), (4, 9.0)]) == pytest.approx((1.0, 2.0, 0.0))
 
@@ -393,7 +399,9 @@ def test_the_tables_say_what_the_record_says():
     assert "| the demo's way, ms per step | 10 | 10 |" in lines
     assert f"| {PLAIN.name} | 4.00 | 4.00 |" in lines
     assert "| the fastest of ours | 10.00 / 10.00 |" in lines
-    assert "| added by the stepping loop, µs per step | 7 / 7 |" in lines
+    steps = lines.index("| added by the stepping loop, µs per step | 7 / 7 |")
+    assert lines[steps + 1] == "| added once per inference, µs | 56 / 56 |"
+    assert "The stepping loop adds 7.0 µs per step and 56 µs once per inference." in text
     assert "| SpikingJelly, single-step | not installed | not installed |" in lines
     assert "- SpikingJelly, single-step: not installed (No module)." in lines
     assert f"| {PLAIN.name} | 2.500 | 1.250 | 4.00 | 2.00 – 6.00 | 4.00 | 2.50 | 0.80 | yes |" in lines
@@ -551,6 +559,7 @@ def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_the_stepping_loop_is_timed_without_the_engine(tmp_path: Path):
     one = setting_of("resnet8", "qcfs")
     found = loop_cost(exported(one, PLAIN, tmp_path), one.pixels, 1, 3)
-    assert {key: len(values) for key, values in found.items()} == {"bare_us": 3, "loop_us": 3}
-    assert min(found["bare_us"]) > 0
-    assert np.median(found["loop_us"]) > np.median(found["bare_us"])
+    for loop, bare in (("loop_us", "bare_us"), ("loop_once_us", "bare_once_us")):
+        assert len(found[loop]) == len(found[bare]) == 3
+        assert min(found[bare]) > 0
+        assert np.median(found[loop]) > np.median(found[bare])

@@ -26,7 +26,7 @@ from dynamic_confidence.runtime.variants import chosen_call_sizes, manifest_at, 
 Exported = Callable[..., Path]
 METHODS = ("qcfs", "qffs")
 SIZES = (1, 3, 4)
-FORMS = [{}, {"count_spikes": True}, {"precision": "int8"}, {"precision": "int8", "form": "matmul"}]
+FORMS = [{}, {"count_spikes": True}, {"precision": "int8"}, {"precision": "int8", "form": "matmul"}, {"form": "matmul"}]
 
 
 def several(exported: Exported, sizes: tuple[int, ...] = SIZES, **options: object) -> Path:

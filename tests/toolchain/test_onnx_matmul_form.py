@@ -21,12 +21,17 @@ BATCH, CALLS = 3, 3
 UNIT = 2.0**-4
 
 
-def random_snn(method: str, levels: int, seed: int) -> Snn:
-    """Every way into a layer: the image, spikes, both, a gain, a pool, a 1 x 1 kernel with strides, biases and maps."""
+def random_snn(method: str, levels: int, seed: int, bits: int = 0) -> Snn:
+    """Every way into a layer: the image, spikes, both, a gain, a pool, a 1 x 1 kernel with strides, biases and maps.
+
+    `bits`: so many more behind the point of the weights between spikes; 0: they are int8.
+    """
     rng = np.random.default_rng(seed)
 
     def synapse(source: str, shape: tuple[int, ...], **more: object) -> Synapse:
         integers = rng.integers(-6, 8, shape)
+        if bits and source != INPUT:
+            return Synapse(source, (integers + rng.integers(0, 2**bits, shape) / 2**bits) * UNIT, **more)  # type: ignore[arg-type]
         between = {} if source == INPUT else {"precision": "int8", "unit": np.full(shape[0], UNIT)}
         scale = 2.0**-10 if source == INPUT else UNIT
         return Synapse(source, integers * scale, **between, **more)  # type: ignore[arg-type]
@@ -99,7 +104,23 @@ def test_all_levels_give_the_bits_of_the_form_conv(method: str, levels: int, by_
     assert sum(array.sum() for array in spikes) > 500
 
 
-@pytest.mark.parametrize(("levels", "products"), [(3, 4), (32, 4), (33, 3), (128, 3), (129, 0)])
+@pytest.mark.parametrize("by_step", [False, True])
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+@pytest.mark.parametrize(("bits", "products"), [(5, 9), (13, 13)])
+def test_weights_of_several_bytes_give_the_bits_of_the_form_conv(method: str, bits: int, products: int, by_step: bool):
+    """The weights into `second` to `fifth` have 9 and 17 bits: two and three digits; the read-out has one."""
+    snn = random_snn(method, 3, seed=bits, bits=bits)
+    pixels = images(bits, BATCH)
+    expected = answers(written(snn, "conv", 4), pixels)
+    found = answers(written(snn, "matmul", 4, by_step=by_step), pixels)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sum(array.sum() for array in expected[3 :: len(expected) // CALLS]) > 500
+    nodes = written(snn, "matmul", 1).model.graph.node
+    assert [node.op_type for node in nodes].count("MatMulIntegerToFloat") == products
+
+
+@pytest.mark.parametrize(("levels", "products"), [(3, 5), (32, 4), (33, 3), (128, 3), (129, 0)])
 def test_numbers_of_spikes_that_make_no_byte_are_convolved_in_float32(levels: int, products: int):
     graph = written(random_snn("qffs", levels, seed=0), "matmul", 1).model.graph
     assert [node.op_type for node in graph.node].count("MatMulIntegerToFloat") == products
@@ -110,9 +131,9 @@ def test_products_of_large_layers_are_made_step_by_step(method: str):
     """Neighbourhoods of `third` and `fifth` are larger than their weights; the image comes into `second`, too."""
     graph = written(random_snn(method, 3, seed=0), "matmul", 4, by_step=True).model.graph
     layers = [node.name.split("/")[0] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
-    assert {layer: layers.count(layer) for layer in layers} == {"second": 1, "third": 8, "fifth": 4}
+    assert {layer: layers.count(layer) for layer in layers} == {"second": 1, "third": 8, "fifth": 4, "readout": 1}
     assert len({tensor.name for tensor in graph.initializer}) == len(graph.initializer)
-    assert sum(tensor.name.endswith("w.int8") for tensor in graph.initializer) == 4
+    assert sum(tensor.name.endswith("w.int8.0") for tensor in graph.initializer) == 5
 
 
 @pytest.mark.parametrize("layers_by_step", [False, True])

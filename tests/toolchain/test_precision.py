@@ -19,7 +19,7 @@ from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.runtime.engine import open_engine
 from dynamic_confidence.runtime.errors import CheckFailed, DynamicConfidenceError
 from dynamic_confidence.runtime.exit_policy import policy_from_manifest
-from dynamic_confidence.runtime.manifest import Method, Numerics
+from dynamic_confidence.runtime.manifest import Method, Numerics, Precision
 from dynamic_confidence.runtime.onnx_file import read_onnx
 from dynamic_confidence.runtime.stepping import infer, run_to_the_end
 from dynamic_confidence.toolchain.export import ExportOptions, export
@@ -127,6 +127,20 @@ def test_int8_gives_the_same_bits_whatever_the_engine_does(
     assert len(set(steps)) > 1  # inputs do stop at different steps
 
 
+@pytest.mark.parametrize("method", ["qcfs", "qffs"])
+@pytest.mark.parametrize(("k", "batch"), [(1, 7), (4, 64)])
+def test_fp32_gives_the_same_bits_in_both_forms(exported: Callable[..., Path], pixels: np.ndarray, method, k, batch):
+    found = {}
+    for form, steps_per_call in (("conv", 1), ("matmul", k)):
+        with open_engine(exported(method=method, steps_per_call=steps_per_call, form=form), batch=batch) as engine:
+            policy = policy_from_manifest(engine.manifest, threshold=0.6)
+            part = pixels[:batch]
+            logits = run_to_the_end(engine, part, policy.scale)[0]
+            found[form] = logits, infer(engine, part, policy).steps
+    for one, other in zip(found["conv"], found["matmul"], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("form", [{}, {"steps_per_call": 4}, {"frames": True}, {"method": "qffs", "steps_per_call": 4}])
 def test_a_half_precision_export_adds_up_and_says_that_it_is_approximate(checkpoint: Checkpoint, form):
     made = export(checkpoint, "0" * 64, ExportOptions(steps=12, precision="fp16", **form))
@@ -186,12 +200,9 @@ def test_numerics_that_contradict_themselves(exported: Callable[..., Path], prec
         Numerics(precision=precision, exact=exact, tf32=False, grids=known[:grids])
 
 
-def test_the_form_of_matrix_products_is_for_int8(exported: Callable[..., Path]):
-    grids = read_onnx(exported())[1].numerics.grids
-    with pytest.raises(
-        DynamicConfidenceError, match="form matmul with precision fp32: expected conv, or precision int8"
-    ):
-        Numerics(precision="fp32", exact=True, tf32=False, grids=grids, form="matmul")
+def test_the_form_of_matrix_products_is_not_for_half_precision():
+    with pytest.raises(DynamicConfidenceError, match="form matmul with precision fp16: expected conv"):
+        Numerics(precision="fp16", exact=False, tf32=False, grids=(), form="matmul")
     with pytest.raises(
         DynamicConfidenceError, match="--form matmul with --precision fp16: its matrix products are of int"
     ):
@@ -200,11 +211,14 @@ def test_the_form_of_matrix_products_is_for_int8(exported: Callable[..., Path]):
 
 @pytest.mark.parametrize(("architecture", "form"), [("vgg16", "cifar"), ("resnet50", "imagenet")])
 @pytest.mark.parametrize("method", ["qcfs", "qffs"])
-def test_pools_and_bottlenecks_have_the_form_of_matrix_products(architecture: str, form: str, method: str):
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_pools_and_bottlenecks_have_the_form_of_matrix_products(
+    architecture: str, form: str, method: str, precision: Precision
+):
     """The self-check compares it with the oracle and the simulation, spike by spike."""
     images = replace_fields(GREY, height=32, width=32)
     checkpoint = random_checkpoint(architecture, images, form=form)
-    made = export(checkpoint, "0" * 64, ExportOptions(method, 4, 2, precision="int8", form="matmul"))
+    made = export(checkpoint, "0" * 64, ExportOptions(method, 4, 2, precision=precision, form="matmul"))
     operators = {node.op_type for node in onnx.load_model_from_string(made.content).graph.node}
     assert "MatMulIntegerToFloat" in operators
     assert made.check.spikes > 1000
@@ -221,6 +235,7 @@ def test_a_source_of_large_sums_is_convolved_in_float32():
     )
     readout = Layer("readout", (Synapse("b", weight),), np.zeros((4, 1, 1)), shapes["b"], 1.0)
     snn = Snn(Method("qcfs", 3, None), (1, 12, 12), (first, pool, second), readout)
-    operators = [node.op_type for node in onnx_from_snn(snn, form="matmul").model.graph.node]
-    assert "MatMulIntegerToFloat" not in operators
-    assert operators.count("Conv") == 3
+    nodes = onnx_from_snn(snn, form="matmul").model.graph.node
+    assert [node.name for node in nodes if node.op_type == "MatMulIntegerToFloat"] == ["readout/i0/product.0"]
+    operators = [node.op_type for node in nodes]
+    assert operators.count("Conv") == 2

@@ -1,0 +1,70 @@
+"""Weights as a few int8 digits each: what processors multiply four times as fast as float32, and no less exact."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .snn import Synapse
+
+BASE = 256
+EXACT = 2.0**24
+"""Integers below this are float32 numbers."""
+
+
+class Digits(NamedTuple):
+    """weight = unit * (d_0 + 256 d_1 + 256^2 d_2 + …), to the bit."""
+
+    unit: np.ndarray
+    """float64 `[out]`"""
+    values: tuple[np.ndarray, ...]
+    """int8 `[out, in / groups, kernel y, kernel x]`, d_0 first."""
+
+
+def byte_digits(synapse: Synapse) -> Digits:
+    """Write the weights of a synapse in digits from -128 to 127; those of an int8 network are one each.
+
+    Snapped weights are dyadic: the unit of an output channel is its finest bit.
+    """
+    unit = _finest_bit(synapse.weight) if synapse.unit is None else synapse.unit
+    rest = np.round(synapse.weight / unit.reshape(-1, 1, 1, 1)).astype(np.int64)
+    values = []
+    while rest.any() or not values:
+        digit = (rest + BASE // 2) % BASE - BASE // 2
+        values.append(digit.astype(np.int8))
+        rest = (rest - digit) // BASE
+    return Digits(unit, tuple(values))
+
+
+def is_exact(digits: Digits, largest: int, bias: np.ndarray | None) -> bool:
+    """Whether float32 holds the sum of each digit's products, and that of the lowest together with the bias.
+
+    Then it holds their total too, added from the highest digit on: without the lowest it is a multiple of 256 units
+    and hardly larger than the current, which the grid's head-room covers.
+    `largest`: what the source can emit, from 0 on. `bias`: `[out, 1, 1]`.
+    """
+    peaks = [largest * _peak(digit) for digit in digits.values]
+    if max(float(peak.max()) for peak in peaks) >= EXACT:
+        return False
+    if bias is None:
+        return True
+    added = bias.reshape(-1)
+    finest = np.minimum(_finest_bit(added), digits.unit)
+    return bool(np.all(peaks[0] * digits.unit + np.abs(added) < EXACT * finest))
+
+
+def _peak(digit: np.ndarray) -> np.ndarray:
+    """`[out]`: the largest sum of some of an output channel's weights, of either sign."""
+    flat = digit.reshape(len(digit), -1).astype(np.int64)
+    return np.maximum(flat.clip(min=0).sum(axis=1), -flat.clip(max=0).sum(axis=1))
+
+
+def _finest_bit(values: np.ndarray) -> np.ndarray:
+    """`[out]`: the largest power of two that divides all numbers of a row; 1 where all are zero."""
+    fraction, exponent = np.frexp(values.reshape(len(values), -1))
+    integer = (fraction * 2.0**53).astype(np.int64)
+    lowest = np.frexp((integer & -integer).astype(np.float64))[1] - 1 + exponent - 53
+    some, none = integer != 0, np.iinfo(np.int32).max
+    finest = lowest.min(axis=1, initial=none, where=some)
+    return np.exp2(np.where(some.any(axis=1), finest, 0).astype(np.float64))

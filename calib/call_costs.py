@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .schedule import NONE, OTHER, SAME, Costs
+from .schedule import OTHER, SAME, Costs
 
 ENOUGH = 12
 """Samples that a median is taken of, where there are so many."""
@@ -82,7 +82,7 @@ def _nearest(samples: Sequence[CallSample], starts: np.ndarray) -> np.ndarray:
 
 def samples_of(runs: Iterable[tuple[Sequence[int], Sequence[float]]]) -> list[CallSample]:
     """Take runs apart, one input after another: of each, the steps of its calls, and the ms of those that were made."""
-    found, before = [], NONE
+    found, before = [], 0  # the length of no call
     for calls, ms in runs:
         starts = chain((0,), np.cumsum(calls).tolist())
         for size, start, time in zip(calls, starts, ms, strict=False):  # an input may have stopped before the last call

@@ -39,7 +39,7 @@ def unwinding() -> Iterator[None]:
         try:
             yield
         finally:
-            if waiting:
+            if waiting:  # else a timer that runs is the caller's
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -21,11 +21,14 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
     Raises: DynamicConfidenceError for a file that is none of these, or a broken one.
     """
+    known = ", ".join((*CHECKPOINTS, *FORMATS))
     if path.is_dir() or path.suffix not in (*CHECKPOINTS, *FORMATS):
+        if not path.exists():
+            raise DynamicConfidenceError(f"{path}: no such file. Give one of {known}.")
         found = "is a folder" if path.is_dir() else f"is named '{path.suffix}'"
         raise DynamicConfidenceError(
-            f"{path}: {found}, expected {', '.join((*CHECKPOINTS, *FORMATS))}. Of checkpoints that others trained, "
-            "`dc-import --dry-run` shows what they hold."
+            f"{path}: {found}, expected {known}. Of checkpoints that others trained, `dc-import --dry-run` shows what "
+            "they hold."
         )
     if path.suffix in CHECKPOINTS:
         return _checkpoint(path)

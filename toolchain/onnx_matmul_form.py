@@ -3,7 +3,7 @@
 A convolution there has no fast integer kernel that keeps all bits of its sums; the matrix product has
 (docs/adr/0010-matmul-form.md). So spikes are bytes with the channel last, and a 3 x 3 neighbourhood is nine of them in
 a row. QFFS emits the number of spikes so far: bytes that are not negative, of which a neuron needs no membrane.
-Weights are int8, or in fp32 two or three digits of a byte with a product for each (`byte_digits`).
+Weights are int8, or in fp32 a few int8 digits with a product for each (`byte_digits`).
 
 The steps of a call share their products where weights are more than what they meet; elsewhere each step has its own,
 and what it reads and writes is still in the cache when the neurons need it.
@@ -17,16 +17,15 @@ import numpy as np
 from onnx import TensorProto
 
 from ..runtime.int8 import LARGEST_BYTE
-from .byte_digits import BASE, byte_digits, is_exact
+from .byte_digits import BASE, Digits, are_exact, byte_digits
 from .onnx_conv_form import convolution, float_weight
 from .onnx_graph import GraphBuilder, numbered
 from .onnx_neurons import INITIAL_MEMBRANE, steps_of
+from .onnx_windows import CHANNEL, X, Y, padded, shifted
 from .snn import INPUT, Layer, Pool, Shape, Snn, Synapse, out_size
 
 MICROSOFT = "com.microsoft"
 TO_CHANNELS_LAST, TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-Y, X, CHANNEL = 1, 2, 3
-"""Axes."""
 UINT8_MAX = 255
 CACHED = 2**18
 """Bytes of what a layer or pool reads in a step; of so many, several steps fit into a core's cache (1 MiB, Zen 4)."""
@@ -51,8 +50,8 @@ class MatmulForm:
     """What pools emit, float32 `[batch, y, x, channel]`, per step or all steps in one."""
     _spikes: dict[str, list[str]] = field(default_factory=dict)
     """The same, or for QFFS what was added to it in the step."""
-    _factors: dict[str, list[list[str]]] = field(default_factory=dict)
-    """What `_products` returned for a synapse, which is the same for all steps."""
+    _known_digits: dict[str, Digits | None] = field(default_factory=dict)
+    """What `_digits` found for a synapse, by its name."""
 
     @property
     def cumulative(self) -> bool:
@@ -148,58 +147,72 @@ class MatmulForm:
         graph, name, total = self.graph, numbered(pool.name, step), self._numbers(pool.source, step)
         if pool.kernel == self.snn.shape_of(pool.source)[1:] and pool.padding == (0, 0):
             return graph.add("ReduceSum", f"{name}/sum", total, graph.integers(Y, X), keepdims=1)
-        total = self._padded(f"{name}/padded", total, pool.padding, graph.scalar(0))
+        total = padded(graph, f"{name}/padded", total, pool.padding, graph.scalar(0))
         for axis, kernel, stride, size in (
             (X, pool.kernel[1], pool.stride[1], pool.shape[2]),
             (Y, pool.kernel[0], pool.stride[0], pool.shape[1]),
         ):
-            total, *others = self._shifted(f"{name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
+            total, *others = shifted(graph, f"{name}/{'_yx'[axis]}", total, axis, kernel, stride, size)
             for index, other in enumerate(others, start=1):
                 total = graph.add("Add", f"{name}/{'_yx'[axis]}.sum.{index}", total, other)
         return total
 
     def current(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None = None) -> str:
-        """Add the current of a synapse; what is no product of bytes is a convolution between two changes of layout."""
+        """Add the current of a synapse: products of bytes, or a convolution between two changes of layout."""
         graph, made = self.graph, numbered(name, step)  # constants are stored once, as `name/…`
         if synapse.is_identity:
             gain, source = synapse.weight.astype(np.float32), self._numbers(synapse.source, step)
             if gain != 1.0:
                 source = graph.add("Mul", f"{made}/gained", source, graph.constant(f"{name}/gain", gain))
             return self._rows(made, source, self.snn.shape_of(synapse.source))
-        products = self._products(name, synapse, bias)
-        if not products:
-            source = self._numbers(synapse.source, step)
-            if synapse.source != INPUT:
-                source = graph.once("Transpose", f"{source}/channels_first", source, perm=TO_CHANNELS_FIRST)
-            extra = [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
-            current = convolution(graph, f"{made}/conv", synapse, source, float_weight(graph, name, synapse), *extra)
-            current = graph.add("Transpose", f"{made}/last", current, perm=TO_CHANNELS_LAST)
-            return self._rows(made, current, self._shape(synapse))
-        seen, total = self._neighbourhoods(synapse, step), ""
-        for index, operands in enumerate(products):
-            product = graph.add("MatMulIntegerToFloat", f"{made}/product.{index}", seen, *operands, domain=MICROSOFT)
-            total = graph.add("Add", f"{made}/sum.{index}", total, product) if total else product
-        return self._rows(made, total, self._shape(synapse))
+        digits = self._digits(name, synapse, bias)
+        if digits is None:
+            current = self._convolved(name, synapse, bias, step)
+        else:
+            current = self._multiplied(name, synapse, digits, bias, step)
+        return self._rows(made, current, self._shape(synapse))
 
-    def _products(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> list[list[str]]:
-        """What to multiply the bytes that a synapse sees with, the highest digit of its weights first; or nothing."""
-        graph, largest = self.graph, self._largest_byte(synapse.source)
-        if name not in self._factors:
-            self._factors[name] = factors = []
-            if synapse.source == INPUT or synapse.groups > 1 or largest > LARGEST_BYTE:
-                return factors
-            digits = byte_digits(synapse)
-            if synapse.unit is None and not is_exact(digits, largest, bias):
-                return factors
-            for index, digit in reversed(list(enumerate(digits.values))):
-                # [out, in, y, x] -> [y * x * in, out], the order of `_neighbourhoods`
-                matrix = digit.transpose(2, 3, 1, 0).reshape(-1, len(digit))
-                unit = graph.constant(f"{name}/unit.{index}", (digits.unit * BASE**index).astype(np.float32))
-                matrix = graph.constant(f"{name}/w.int8.{index}", matrix)
-                factors.append([matrix, graph.scalar(1), unit, self._zero(), ""])
-            if bias is not None:
-                factors[-1].append(graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32)))
-        return self._factors[name]
+    def _digits(self, name: str, synapse: Synapse, bias: np.ndarray | None) -> Digits | None:
+        """What to multiply bytes with; None where that would not be exact."""
+        if name not in self._known_digits:
+            largest, digits = self._largest_byte(synapse.source), None
+            if synapse.source != INPUT and synapse.groups == 1 and largest <= LARGEST_BYTE:
+                digits = byte_digits(synapse)
+            if digits is not None and synapse.unit is None and not are_exact(digits, largest, bias):
+                digits = None
+            self._known_digits[name] = digits
+        return self._known_digits[name]
+
+    def _convolved(self, name: str, synapse: Synapse, bias: np.ndarray | None, step: int | None) -> str:
+        graph, made, source = self.graph, numbered(name, step), self._numbers(synapse.source, step)
+        if synapse.source != INPUT:
+            source = graph.once("Transpose", f"{source}/channels_first", source, perm=TO_CHANNELS_FIRST)
+        operands = [float_weight(graph, name, synapse), *self._bias(name, bias)]
+        current = convolution(graph, f"{made}/conv", synapse, source, *operands)
+        return graph.add("Transpose", f"{made}/last", current, perm=TO_CHANNELS_LAST)
+
+    def _multiplied(
+        self, name: str, synapse: Synapse, digits: Digits, bias: np.ndarray | None, step: int | None
+    ) -> str:
+        """Add the product of each digit, the highest first (`are_exact`); the bias is with the lowest."""
+        graph, made, seen, total = self.graph, numbered(name, step), self._neighbourhoods(synapse, step), ""
+        for place, digit in reversed(list(enumerate(digits.values))):
+            # [out, in, y, x] -> [y * x * in, out], the order of `_neighbourhoods`
+            matrix = digit.transpose(2, 3, 1, 0).reshape(-1, len(digit))
+            operands = [
+                graph.constant(f"{name}/w.int8.{place}", matrix),
+                graph.scalar(1),
+                graph.constant(f"{name}/unit.{place}", (digits.unit * BASE**place).astype(np.float32)),
+                self._zero(),
+                "",
+                *(self._bias(name, bias) if place == 0 else ()),
+            ]
+            product = graph.add("MatMulIntegerToFloat", f"{made}/product.{place}", seen, *operands, domain=MICROSOFT)
+            total = graph.add("Add", f"{made}/sum.{place}", total, product) if total else product
+        return total
+
+    def _bias(self, name: str, bias: np.ndarray | None) -> list[str]:
+        return [] if bias is None else [self.graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
 
     def _shape(self, synapse: Synapse) -> Shape:
         """`[channel, y, x]` of a current."""
@@ -230,9 +243,9 @@ class MatmulForm:
         name = f"{source}/{ky}x{kx}_{sy}{sx}_{py}{px}"
         if graph.has(name):
             return name
-        seen = self._padded(f"{source}/padded_{py}{px}", source, synapse.padding, self._zero())
+        seen = padded(graph, f"{source}/padded_{py}{px}", source, synapse.padding, self._zero())
         for axis, kernel, stride, size in ((X, kx, sx, size_x), (Y, ky, sy, size_y)):
-            parts = self._shifted(f"{name}/{'_yx'[axis]}", seen, axis, kernel, stride, size)
+            parts = shifted(graph, f"{name}/{'_yx'[axis]}", seen, axis, kernel, stride, size)
             seen = graph.add("Concat", f"{name}/{'_yx'[axis]}", *parts, axis=CHANNEL) if len(parts) > 1 else parts[0]
         return graph.add("Identity", name, seen)
 
@@ -283,28 +296,3 @@ class MatmulForm:
 
     def _zero(self) -> str:
         return self.graph.constant("const/0_uint8", np.array(0, np.uint8))
-
-    def _padded(self, name: str, source: str, padding: tuple[int, int], zero: str) -> str:
-        py, px = padding
-        if not (py or px):
-            return source
-        return self.graph.once("Pad", name, source, self.graph.integers(0, py, px, 0, 0, py, px, 0), zero)
-
-    def _shifted(self, name: str, source: str, axis: int, kernel: int, stride: int, size: int) -> list[str]:
-        """The `kernel` views, shifted by one, that a window of this stride has of an axis; each of `size`."""
-        if kernel == stride == 1:
-            return [source]
-        graph = self.graph
-        along, every = graph.integers(axis), graph.integers(stride)
-        return [
-            graph.add(
-                "Slice",
-                f"{name}.{first}",
-                source,
-                graph.integers(first),
-                graph.integers(first + (size - 1) * stride + 1),
-                along,
-                every,
-            )
-            for first in range(kernel)
-        ]

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from ..runtime.errors import DynamicConfidenceError
-from ..runtime.manifest import Grid, Precision
+from ..runtime.manifest import FLOAT32_BITS, Grid, Precision
 from .precision import reduced
 from .simulate import simulate, simulation_from_snn
 from .snn import Layer, Pool, Snn
 
-FLOAT32_BITS = 24
 FINE_ENOUGH = 14
 """The worst case is affordable when it leaves a grid of 2^-14 of the threshold: accuracy does not move there."""
 TOO_COARSE = 8

@@ -155,7 +155,8 @@ class HostCost(NamedTuple):
     """Microseconds that the host adds, medians, and their shares of a step without early exit."""
 
     loop_us: float
-    """What the stepping loop adds to one that does nothing but call the engine: per time step, between the calls, …"""
+    """What the stepping loop adds to one that does nothing but call the engine: per time step, between the calls
+    (0 where one call makes all of them), …"""
     loop_share: float
     once_us: float
     """… and once per inference, before the first call and after the last."""

@@ -92,7 +92,7 @@ def _sentences(record: LatencyRecord, run: Run, numbers: Summary) -> Iterator[st
         yield (
             f"per time step the stepping loop adds {cost.loop_us:.1f} us to the engine's calls "
             f"({100 * cost.loop_share:.1f} % of a step), and {cost.once_us:.1f} us once per inference "
-            f"({100 * cost.once_share:.1f} %); a confidence on the host would take "
+            f"({100 * cost.once_share:.1f} % of one); a confidence on the host would take "
             f"{cost.confidence_us:.1f} us ({100 * cost.confidence_share:.1f} %)"
         )
     rates = {one.early_exit: one for one in run.throughput}

@@ -104,9 +104,18 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DynamicConfidenceError(f"{path}: not a record ({error}). Measure one with -o.") from error
-    if not isinstance(record, dict) or record.get("study") != STUDY:
-        raise DynamicConfidenceError(f"{path}: not a record of this command. Name another file with -o.")
+    if not _is_known(record):
+        raise DynamicConfidenceError(f"{path}: not a record of this version of the command. Name another file with -o.")
     return record
+
+
+def _is_known(record: Any) -> bool:
+    """Whether it is a record of this study, with all that the tables take of the stepping loop."""
+    try:
+        cells = record["results"]["cells"].values()
+        return record["study"] == STUDY and all("loop_once_us" in cell["stepping_loop"] for cell in cells)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _write_table(record: dict[str, Any], table: Path) -> None:

@@ -30,8 +30,8 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        forms = self.backend == "onnxruntime" and self.precision == "int8"
-        form = f" {self.form}" * (forms or self.form == "matmul")
+        several = self.backend == "onnxruntime" and (self.precision, self.form) != ("fp32", "conv")
+        form = f" {self.form}" if several else ""
         return f"ours, {TITLES[self.backend]} {self.precision}{form}, K = {self.steps_per_call}"
 
 

@@ -38,7 +38,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     for axis in (*sizes, steps):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7)
+        if axis.has_data():  # a record may hold one method
+            axis.legend(fontsize=7)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 

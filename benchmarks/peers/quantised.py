@@ -42,6 +42,9 @@ class _ByteLevels(MatmulForm):
         number = self.graph.add("Cast", f"{layer.name}/n", byte, to=onnx.TensorProto.FLOAT)
         self._emitted[layer.name], self._bytes[layer.name] = [number], [byte]
 
+    def _largest_byte(self, source: str) -> int:
+        return self.snn.method.levels * super()._largest_byte(source)
+
 
 FORMS: dict[GraphForm, Callable[[GraphBuilder, Snn], _Levels | _ByteLevels]] = {"conv": _Levels, "matmul": _ByteLevels}
 FASTEST: dict[Precision, GraphForm] = {"fp32": "conv", "int8": "matmul"}
@@ -51,7 +54,7 @@ FASTEST: dict[Precision, GraphForm] = {"fp32": "conv", "int8": "matmul"}
 def quantised_graph(snn: Snn, precision: Precision, form_name: GraphForm | None = None) -> onnx.ModelProto:
     """Write what a spiking network was converted from: pixels `[N, channel, y, x]` -> logits `[N, class]`.
 
-        n = floor(clip(levels (W x + b) + 1/2, 0, levels)), logits = (W n) / levels + b
+        n = floor(clip(levels (W x + b) + 1/2, 0, levels)), logits = (W n + levels b) / levels
 
     The units are those of the spiking network, in which an activation of n levels is n.
     `snn` is of the method qcfs, whose sources are not negative, and snapped for `precision`; `form_name`: of the
@@ -68,8 +71,8 @@ def quantised_graph(snn: Snn, precision: Precision, form_name: GraphForm | None 
         injected = (s.times(np.array(float(levels))) if s.source == INPUT else s for s in node.synapses)
         layer = replace(node, synapses=tuple(injected), bias=levels * node.bias + 0.5)
         form.neurons(layer, [_current(graph, form, layer)])
-    divided = tuple(synapse.times(np.array(1.0 / levels)) for synapse in snn.readout.synapses)
-    graph.add("Flatten", "logits", _current(graph, form, replace(snn.readout, synapses=divided)), axis=1)
+    summed = _current(graph, form, replace(snn.readout, bias=levels * snn.readout.bias))
+    graph.add("Flatten", "logits", graph.add("Div", "divided", summed, graph.scalar(levels)), axis=1)
     graph.debug_output("logits", "float32", ("N", snn.readout.shape[0]))
     return graph.model("quantised network")
 

@@ -32,11 +32,12 @@ from dynamic_confidence.benchmarks.peers.quantised import quantised_graph
 from dynamic_confidence.benchmarks.peers.setting import Setting, setting
 from dynamic_confidence.models.checkpoint import Checkpoint
 from dynamic_confidence.runtime.errors import BackendMissing, CheckFailed, DynamicConfidenceError
+from dynamic_confidence.runtime.manifest import Method
 from dynamic_confidence.toolchain.export import ann_logits
 from dynamic_confidence.toolchain.oracle import oracle_steps
 from dynamic_confidence.toolchain.self_check import synthetic_pixels
 from dynamic_confidence.toolchain.snap import snap
-from dynamic_confidence.toolchain.snn import Snn
+from dynamic_confidence.toolchain.snn import Layer, Pool, Snn, Synapse
 from dynamic_confidence.toolchain.snn_from_ann import snn_from_ann
 
 METHODS = ("qcfs", "qffs")
@@ -136,6 +137,21 @@ def test_the_quantised_network_is_what_qffs_settles_at(architecture: str, precis
     np.testing.assert_allclose(logits, settled, atol=1e-5)
     if precision == "fp32" and architecture == "resnet8":  # few neurons: snapping flips none
         np.testing.assert_allclose(logits, ann_logits(checkpoint.network(), GREY, pixels), atol=1e-3)
+
+
+def test_levels_whose_pool_is_no_byte():
+    """8 levels at 8 x 8 positions add up to 512; the read-out has no bias that would make it a convolution."""
+    import onnxruntime
+
+    first = Layer("first", (Synapse("input", np.ones((2, 1, 1, 1))),), np.zeros((2, 1, 1)), (2, 8, 8), 1.0)
+    pool = Pool("pool", "first", (8, 8), (1, 1), (0, 0), (2, 1, 1))
+    weights = np.array([[0.25, 0.5], [0.5, 1.0]]).reshape(2, 2, 1, 1)
+    readout = Layer("readout", (Synapse("pool", weights),), np.zeros((2, 1, 1)), (2, 1, 1), 1.0)
+    snn = Snn(Method("qcfs", 8, None), (1, 8, 8), (first, pool), readout)
+    for form in ("conv", "matmul"):
+        session = onnxruntime.InferenceSession(quantised_graph(snn, "fp32", form).SerializeToString())
+        (logits,) = session.run(None, {"input": np.full((1, 1, 8, 8), 255, np.uint8)})
+        np.testing.assert_array_equal(logits, [[64 * 0.75, 64 * 1.5]])
 
 
 @methods
@@ -519,7 +535,9 @@ def test_ours_must_be_equal(small: list[str], tmp_path: Path, monkeypatch: pytes
         (["--only", "tiny/if", "-o", "r.json"], "as tiny/qcfs (qcfs, qffs)."),
         (["--from-record", "-o", "r.json"], "--from-record writes nothing but a table: name it with --table."),
         (["--from-record", "--table", "t.md", "-o", "missing.json"], "missing.json: not a record ("),
-        (["-o", "other.json"], "other.json: not a record of this command. Name another file with -o."),
+        (["-o", "other.json"], "other.json: not a record of this version of the command. Name another file with -o."),
+        (["-o", "old.json"], "old.json: not a record of this version of the command."),
+        (["--from-record", "--table", "t.md", "-o", "old.json"], "old.json: not a record of this version"),
         ([], "Missing option '-o'"),
     ],
 )
@@ -528,6 +546,7 @@ def test_bad_usage(
 ):
     monkeypatch.chdir(tmp_path)
     Path("other.json").write_text('{"study": "tables"}')
+    Path("old.json").write_text(json.dumps(record_of(cell(stepping_loop={"loop_us": [9.0], "bare_us": [2.0]}))))
     result = run(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr

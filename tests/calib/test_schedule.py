@@ -32,16 +32,18 @@ def every_schedule(steps: int, sizes: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def mean_latency(calls: tuple[int, ...], exits: list[int], cost: dict[int, np.ndarray]) -> float:
-    """Input by input: it pays for calls until its exit is done. Of calls of one length no call is switched."""
-    total = 0.0
+    """Input by input: it pays for calls until its exit is done. Any input may come before: how its last call was."""
+    total, lasts = 0.0, []
     for exit_step in exits:
-        done, last = 0, calls[0] if len(set(calls)) == 1 else None
+        done, last = 0, calls[0]
         for size in calls:
             total += cost[size][int(size != last), done]
             done, last = done + size, size
             if done >= exit_step:
                 break
-    return total / len(exits)
+        lasts.append(last)
+    same, other = cost[calls[0]][:, 0]
+    return total / len(exits) + (other - same) * sum(last != calls[0] for last in lasts) / len(lasts)
 
 
 @st.composite
@@ -50,10 +52,7 @@ def cases(draw: st.DrawFn) -> tuple[int, list[int], dict[int, np.ndarray]]:
     exits = draw(st.lists(st.integers(1, steps), min_size=1, max_size=12))
     sizes = draw(st.sets(st.integers(1, 9), min_size=1, max_size=3))
     some = st.lists(st.floats(0.1, 9.0), min_size=2 * steps, max_size=2 * steps).map(np.array)
-    costs = {size: draw(some).reshape(2, steps) for size in sorted(sizes)}
-    for cost in costs.values():
-        cost[0, 0] = cost[1, 0]  # or the first call of a fixed K costs something else than that of a schedule
-    return steps, exits, costs
+    return steps, exits, {size: draw(some).reshape(2, steps) for size in sorted(sizes)}
 
 
 @given(cases())

@@ -156,6 +156,15 @@ def test_calibration_data_without_labels(model: Path, pixels: np.ndarray, tmp_pa
     refused(run(model, "--calibrate-on", tmp_path / "a.npy"), "has no label", tmp_path, left)
 
 
+def test_calibration_data_of_one_class_is_found_before_the_work(
+    model: Path, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(export_module, "export", lambda *_, **__: pytest.fail("the work was begun"))
+    np.savez(tmp_path / "a.npz", image=pixels[:4], label=np.zeros(4, np.int64))
+    message = "a.npz: all 4 images are of one class"
+    refused(run(model, "--calibrate-on", tmp_path / "a.npz"), message, tmp_path, {"model.pt", "a.npz"})
+
+
 def test_the_file_and_what_is_said_about_it(model: Path, tmp_path: Path):
     result = run(model, "-T", 6, "-K", 2, "--json")
     assert result.exit_code == 0, result.output

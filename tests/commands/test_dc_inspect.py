@@ -61,6 +61,7 @@ def test_a_plan(exported: Callable[..., Path], tmp_path: Path) -> None:
             "net.tflite",
             "net.tflite: is named '.tflite', expected .pt, .pth, .onnx, .plan. Of checkpoints",
         ),
+        ("missing", "missing: no such file. Give one of .pt, .pth, .onnx, .plan."),
         ("folder.pt", "folder.pt: is a folder, expected .pt, .pth, .onnx, .plan."),
         ("net.onnx", "no such file"),
         ("model.pt", "no such file"),
@@ -68,6 +69,7 @@ def test_a_plan(exported: Callable[..., Path], tmp_path: Path) -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "net.tflite").touch()
     result = run(tmp_path / name)
     assert result.exit_code == 2
     assert message in result.stderr

@@ -128,3 +128,13 @@ def test_an_alarm_that_nobody_waited_for_ends_the_command():
             signal.raise_signal(signal.SIGALRM)
     """)
     assert done.returncode == 128 + signal.SIGALRM, done.stderr
+
+
+def test_a_timer_of_the_caller_goes_on():
+    done = run("""
+        signal.setitimer(signal.ITIMER_REAL, 1000)
+        with unwinding():
+            pass
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    """)
+    assert done.returncode == 0, done.stderr

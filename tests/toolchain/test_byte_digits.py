@@ -1,4 +1,4 @@
-"""Weights in int8 digits: they add up to the bit, and float32 holds their sums where `is_exact` says so."""
+"""Weights in int8 digits: they add up to the bit, and float32 holds their sums where `are_exact` says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_confidence.toolchain.byte_digits import BASE, byte_digits, is_exact
+from dynamic_confidence.toolchain.byte_digits import BASE, are_exact, byte_digits
 from dynamic_confidence.toolchain.snn import Synapse
 
 OUT, IN = 3, 5
@@ -60,11 +60,11 @@ def test_weights_of_int8_keep_their_unit():
 @given(
     integers(2**17), st.lists(st.integers(-(2**24), 2**24), min_size=OUT, max_size=OUT), st.integers(1, 128), st.data()
 )
-def test_what_is_exact_adds_up_in_float32(weights: list[int], added: list[int], largest: int, data: st.DataObject):
+def test_what_are_exact_adds_up_in_float32(weights: list[int], added: list[int], largest: int, data: st.DataObject):
     """In the order of the graph: the highest digit first, the lowest together with the bias."""
     one, bias = synapse(weights, -20), np.array(added).reshape(OUT, 1, 1) * 2.0**-21
     digits = byte_digits(one)
-    if not is_exact(digits, largest, bias):
+    if not are_exact(digits, largest, bias):
         return
     seen = np.array(data.draw(st.lists(st.integers(0, largest), min_size=IN, max_size=IN)))
     parts = [np.einsum("oixy,i->o", digit.astype(np.int64), seen).astype(np.float32) for digit in digits.values]
@@ -81,9 +81,9 @@ def test_what_is_exact_adds_up_in_float32(weights: list[int], added: list[int], 
 
 def test_what_float32_does_not_hold():
     many = Synapse("layer", np.full((1, 2**13, 4, 4), 127.0))
-    assert is_exact(byte_digits(many), 1, None)
-    assert not is_exact(byte_digits(many), 2, None)  # 127 * 2^18 is more than 2^24
+    assert are_exact(byte_digits(many), 1, None)
+    assert not are_exact(byte_digits(many), 2, None)  # 127 * 2^18 is more than 2^24
     one = synapse([1] * 15, -20)
-    assert is_exact(byte_digits(one), 1, np.full((OUT, 1, 1), 8.0))
-    assert not is_exact(byte_digits(one), 1, np.full((OUT, 1, 1), 16.0))
-    assert not is_exact(byte_digits(one), 1, np.full((OUT, 1, 1), 8.0 + 2.0**-22))  # finer than the weights
+    assert are_exact(byte_digits(one), 1, np.full((OUT, 1, 1), 8.0))
+    assert not are_exact(byte_digits(one), 1, np.full((OUT, 1, 1), 16.0))
+    assert not are_exact(byte_digits(one), 1, np.full((OUT, 1, 1), 8.0 + 2.0**-22))  # finer than the weights

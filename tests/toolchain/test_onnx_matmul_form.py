@@ -120,6 +120,30 @@ def test_weights_of_several_bytes_give_the_bits_of_the_form_conv(method: str, bi
     assert [node.op_type for node in nodes].count("MatMulIntegerToFloat") == products
 
 
+def test_sums_that_float32_does_not_hold_are_convolved():
+    """A weight of 129 is 256 - 127: of 2,033 of them, times 128, the digits' sums pass 2^24, the current does not."""
+    channels, sizes = 2033, (8, 16)
+    first = Layer(
+        "first",
+        (Synapse(INPUT, np.full((channels, 1, 1, 1), 2.0**-7)),),
+        np.zeros((channels, 1, 1)),
+        (channels, *sizes),
+        1.0,
+    )
+    pool = Pool("pool", "first", sizes, (1, 1), (0, 0), (channels, 1, 1))
+    weights = np.where(np.arange(channels) % 2, 127.0, -129.0)
+    weights[[0, -1]] = -1, 1
+    weights = np.stack([weights, -weights]).reshape(2, channels, 1, 1) * 2.0**-10
+    readout = Layer("readout", (Synapse("pool", weights),), np.zeros((2, 1, 1)), (2, 1, 1), 1.0)
+    snn = Snn(Method("qcfs", 1, None), (1, *sizes), (first, pool), readout)
+    image = np.full((1, BATCH, 1, *sizes), 255, np.uint8)
+    image[..., 0, 0] = 0
+    found, expected = (answers(written(snn, form, 1), image)[0] for form in ("matmul", "conv"))
+    np.testing.assert_array_equal(found, expected)
+    with mock.patch.object(onnx_matmul_form, "are_exact", return_value=True):
+        assert not np.array_equal(answers(written(snn, "matmul", 1), image)[0], expected)
+
+
 @pytest.mark.parametrize(("levels", "products"), [(3, 5), (32, 4), (33, 3), (128, 3), (129, 0)])
 def test_numbers_of_spikes_that_make_no_byte_are_convolved_in_float32(levels: int, products: int):
     graph = written(random_snn("qffs", levels, seed=0), "matmul", 1).model.graph

@@ -158,8 +158,8 @@ def check_labels(label: np.ndarray, data_name: str) -> None:
         )
     if len(set(label.tolist())) < 2:
         raise DynamicConfidenceError(
-            f"{data_name}: all {len(label)} images are of one class; a threshold needs images of all classes. Give the "
-            "folder that holds one folder per class."
+            f"{data_name}: all {len(label)} images are of one class; a threshold needs images of all classes. Give "
+            "others: of folders, the one that holds a folder per class."
         )
 
 

@@ -125,7 +125,7 @@ def check_form(path: Path, manifest: Manifest, whose: str, remedy: str) -> None:
     if numerics.form != "conv":
         raise DynamicConfidenceError(
             f"{path}: its form is {numerics.form}, for {whose}. {remedy}, or export it again: "
-            f"`dc-export model.pt --precision {numerics.precision}`."
+            f"`dc-export model.pt --precision {numerics.precision}`, without --form {numerics.form}."
         )
 
 

@@ -50,7 +50,7 @@ NOTEWORTHY = 0.02
     default="conv",
     show_default=True,
     help="conv: for every engine; matmul: the same answers, only for ONNX Runtime's CPU, which is faster with it in "
-    "int8 and, for wide networks, in fp32 (slower for narrow ones).",
+    "int8 and, where most layers have 64 channels or more, in fp32.",
 )
 @click.option("--frames", is_flag=True, help="The input varies in time: [K, N, C, H, W], one frame per step.")
 @click.option("--count-spikes", is_flag=True, help="Return the spikes of each layer and step; qffs: the net count too.")
@@ -126,6 +126,11 @@ def main(
     started = time.perf_counter()
     first, *more = _call_sizes(steps_per_call)
     options = ExportOptions(method, steps, first, frames, count_spikes, precision, form, tuple(more))
+    if steps is not None and options.call_sizes[-1] > steps:
+        raise DynamicConfidenceError(
+            f"-K {steps_per_call} with -T {steps}: a call would run more time steps than there are, expected at most "
+            f"{steps}."
+        )
     if targets is not None and not with_plan:
         raise DynamicConfidenceError(f"--target {targets} is for a plan: add --plan, or leave it out.")
     if form == "matmul" and with_plan:

@@ -12,6 +12,7 @@ import torch
 
 from ..calib.exits import exit_steps
 from ..runtime.confidence import max_softmax
+from ..runtime.engines.onnxruntime_session import load_onnxruntime
 from ..runtime.errors import BackendMissing, CheckFailed
 from ..runtime.manifest import Manifest
 from ..runtime.signature import shape_at
@@ -128,8 +129,8 @@ class GraphRun:
 
     def __init__(self, model: onnx.ModelProto, manifest: Manifest, pixels: np.ndarray) -> None:
         try:
-            import onnxruntime
-        except ImportError as error:
+            onnxruntime = load_onnxruntime()
+        except BackendMissing as error:
             raise BackendMissing(
                 "the self-check needs ONNX Runtime: `pip install 'dynamic-confidence[cpu]'`."
             ) from error

@@ -47,8 +47,10 @@ def _of_run(run: Run, *, pinned: bool) -> Iterator[str]:
     if abs(numbers.saving_gap) > max(TOGETHER * abs(numbers.saving_steps), ANYWAY):
         calls = ", ".join(map(str, run.network.calls))
         several = f", and calls that run to their end (of {calls} steps)" if max(run.network.calls) > 1 else ""
+        why = f"The difference is what an inference costs beside its steps{several}."
+        if numbers.saving_gap < 0:
+            why = "The steps that are saved cost more than the others, or the machine was not steady: measure longer."
         yield (
             f"{run.file}: {100 * numbers.saving_steps:.1f} % of the time steps are saved and "
-            f"{100 * numbers.saving_ms:.1f} % of the milliseconds. The difference is what an inference costs beside "
-            f"its steps{several}."
+            f"{100 * numbers.saving_ms:.1f} % of the milliseconds. {why}"
         )

@@ -90,10 +90,10 @@ def _sentences(record: LatencyRecord, run: Run, numbers: Summary) -> Iterator[st
     yield f"an answer takes {_said(numbers.with_over_without, numbers.rounds)} of its time without early exit"
     if (cost := host_cost(run)) is not None:
         yield (
-            f"per time step the stepping loop adds {cost.loop_us:.1f} us to the engine's calls "
-            f"({100 * cost.loop_share:.1f} % of a step), and {cost.once_us:.1f} us once per inference "
-            f"({100 * cost.once_share:.1f} % of one); a confidence on the host would take "
-            f"{cost.confidence_us:.1f} us ({100 * cost.confidence_share:.1f} %)"
+            f"the stepping loop adds {cost.loop_us:.1f} us per time step to the engine's calls "
+            f"({100 * cost.loop_share:.1f} % of a step) and {cost.once_us:.1f} us once per inference "
+            f"({100 * cost.once_share:.1f} % of a step); a confidence on the host would take "
+            f"{cost.confidence_us:.1f} us per time step ({100 * cost.confidence_share:.1f} %)"
         )
     rates = {one.early_exit: one for one in run.throughput}
     if len(rates) == 2:

@@ -23,10 +23,12 @@ def record_of(
         return None
     runs = [run_of(one, stopped) for one in sampled]
     images = sampled[0].subject.images
+    asked_for = [path.name for group in asked.groups for path in group]
+    nothing_of = [f"nothing was measured of {name}" for name in asked_for[len(sampled) :]]
     return LatencyRecord(
         version=VERSION,
         complete=stopped is None,
-        stopped=stopped,
+        stopped=None if stopped is None else "; ".join((stopped, *nothing_of)),
         command=command,
         machine=machine,
         data=Data(title=images.title, images=len(images), samples_sha256=images.identity()),

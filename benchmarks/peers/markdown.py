@@ -21,7 +21,7 @@ SUMMARY = {
 ADDED = {"added by the stepping loop, µs per step": loop_us, "added once per inference, µs": once_us}
 """Title -> what it shows of a cell."""
 SUMMARY_TITLE = (
-    "Times faster than the demo's way, wall time per time step, QCFS / QFFS; of each kind the fastest K or mode."
+    "Times faster than the demo's way, wall time per time step, QCFS / QFFS; of each kind the fastest K, mode or form."
 )
 
 

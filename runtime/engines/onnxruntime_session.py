@@ -56,7 +56,11 @@ _ON_CPU = "assigned to the default CPU EP"
 
 
 def load_onnxruntime() -> Any:
-    """Import ONNX Runtime. Raises: BackendMissing when it is not there, or not whole."""
+    """Import ONNX Runtime, without its telemetry. Raises: BackendMissing when it is not there, or not whole.
+
+    By itself it keeps a log of its use, meant for its makers, in the home and temporary folders (1.31.1).
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     onnxruntime = load_package("onnxruntime", "ONNX Runtime", "cpu")
     if not hasattr(onnxruntime, "InferenceSession"):
         raise BackendMissing(

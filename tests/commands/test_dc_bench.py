@@ -128,10 +128,11 @@ def test_the_table_has_both_columns(make, data: Path, tmp_path: Path):
         "without early exit ┃ with Dynamic Confidence",
         "12 images of test.npz, 2 rounds; opened in ",
         "an answer takes ",
-        "per time step the stepping loop adds ",
-        " % of a step), and ",
+        "the stepping loop adds ",
+        " us per time step to the engine's calls (",
+        " % of a step) and ",
         " us once per inference (",
-        " %); a confidence on the host would take ",
+        " % of a step); a confidence on the host would take ",
         "batch 12: ",
         "energy: not measured: no meter",
         f"{tmp_path / 'r.json'}: the record, with every sample",
@@ -261,6 +262,16 @@ def test_what_is_stopped_leaves_what_was_measured(
     assert record.runs[0].energy == NotMeasured(reason="it ended before")
     assert f"Warning: The measurement ended before its end ({record.stopped})" in result.stderr
     assert "12 images of test.npz, 2 rounds" in result.stdout
+
+
+def test_what_was_not_begun_is_named(make, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, second = make("first.onnx"), make("second.onnx")
+    Stopping(monkeypatch, 2 * 12 + 9, KeyboardInterrupt())
+    result = run(first, second, "--data", data, "--rounds", 3, "-o", tmp_path / "r.json")
+    record = read_record(tmp_path / "r.json")
+    assert record.stopped == "Ctrl-C; nothing was measured of second.onnx"
+    assert [one.failure for one in record.runs] == ["Ctrl-C"]
+    assert f"Warning: The measurement ended before its end ({record.stopped})" in result.stderr
 
 
 def test_what_is_stopped_at_once_leaves_the_record_that_was_there(

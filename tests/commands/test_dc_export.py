@@ -211,6 +211,10 @@ def test_every_k_is_checked(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ("-T", "4", "-K", "1,8"),
+            "-K 1,8 with -T 4: a call would run more time steps than there are",
+        ),
         (("-K", "1,x"), "-K 1,x: expected time steps per call, such as 4 or 1,4,8"),
         (("-K", ""), "-K : expected time steps per call"),
         (("-K", "4,1,4"), "K = 1,4,4: expected each once, the smallest first"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable
@@ -302,3 +304,12 @@ def test_an_engine_is_one_line_in_the_registry(exported: Callable[..., Path], mo
     path = exported().with_suffix(".h5")
     with pytest.raises(DynamicConfidenceError, match=r"no engine runs '\.h5' files, known: \.onnx.*, \.net\. Make one"):
         open_engine(path)
+
+
+def test_onnx_runtime_keeps_no_log_of_its_use(exported: Callable[..., Path], tmp_path: Path):
+    """In a process of its own: the variable counts when the package is imported."""
+    program = f"from dynamic_confidence.runtime.engine import open_engine\nopen_engine({str(exported())!r})"
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = {**kept, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []

@@ -161,7 +161,7 @@ def test_it_reads_the_same_network_from_a_call_of_any_size(exported: Exported):
             {"precision": "int8", "form": "matmul"},
             {},
             r"its form is matmul, for ONNX Runtime. Use --backend onnxruntime, or export it again: `dc-export "
-            r"model\.pt --precision int8`",
+            r"model\.pt --precision int8`, without --form matmul\.",
         ),
         ({}, {"provider": "cuda"}, "--provider cuda is ONNX Runtime's, events run on the CPU. Use --backend onnxr"),
         ({}, {"optimize": False}, "optimize=False: the events engine has one form only. Use backend='onnxruntime'"),

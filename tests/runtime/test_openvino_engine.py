@@ -226,7 +226,7 @@ def with_this_graph(network: onnx.ModelProto, manifest: Manifest) -> bytes:
             {"precision": "int8", "form": "matmul"},
             {},
             r"its form is matmul, for ONNX Runtime. Leave out --backend openvino, or export it again: `dc-export "
-            r"model\.pt --precision int8`",
+            r"model\.pt --precision int8`, without --form matmul\.",
         ),
         (
             {},

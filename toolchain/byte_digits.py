@@ -29,9 +29,9 @@ def byte_digits(synapse: Synapse) -> Digits:
     Snapped weights are dyadic: the unit of an output channel is its finest bit.
     """
     unit = _finest_bit(synapse.weight) if synapse.unit is None else synapse.unit
-    rest = np.round(synapse.weight / unit.reshape(-1, 1, 1, 1))
-    assert np.abs(rest).max(initial=0.0) < 2.0**53, "weights that are not snapped"
-    rest, values = rest.astype(np.int64), []
+    whole = synapse.in_units(unit)
+    assert np.abs(whole).max(initial=0.0) < 2.0**53, "weights that are not snapped"
+    rest, values = whole.astype(np.int64), []
     while rest.any() or not values:
         digit = (rest + BASE // 2) % BASE - BASE // 2
         values.append(digit.astype(np.int8))

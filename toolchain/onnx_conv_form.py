@@ -86,16 +86,21 @@ class ConvForm:
             weight = graph.constant(f"{name}/w", synapse.weight.astype(np.float16))
             rounded = convolution(graph, f"{name}/conv", synapse, half, weight)
             return graph.add("Cast", name, rounded, to=TensorProto.FLOAT)
-        extra = [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
+        extra = riding(graph, name, bias)
         if synapse.unit is None:
             return convolution(graph, name, synapse, source, float_weight(graph, name, synapse), *extra)
         zero, one = graph.constant("const/0_int8", np.array(0, np.int8)), graph.scalar(1)
         quantised = graph.once("QuantizeLinear", f"{source}/int8", source, one, zero)
         spikes = graph.once("DequantizeLinear", f"{source}/spikes", quantised, one, zero)
-        integers = graph.constant(f"{name}/w.int8", synapse.integers())
+        integers = graph.constant(f"{name}/w.int8", synapse.in_units(synapse.unit).astype(np.int8))
         unit = graph.constant(f"{name}/unit", synapse.unit.astype(np.float32))
         weight = graph.add("DequantizeLinear", f"{name}/w", integers, unit, axis=0)
         return convolution(graph, name, synapse, spikes, weight, *extra)
+
+
+def riding(graph: GraphBuilder, name: str, bias: np.ndarray | None) -> list[str]:
+    """The bias `[out]` as one more operand, where there is one."""
+    return [] if bias is None else [graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
 
 
 def float_weight(graph: GraphBuilder, name: str, synapse: Synapse) -> str:

@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from ..runtime.int8 import LARGEST_BYTE
 from .byte_digits import BASE, Digits, are_exact, byte_digits
-from .onnx_conv_form import convolution, float_weight
+from .onnx_conv_form import convolution, float_weight, riding
 from .onnx_graph import GraphBuilder, numbered
 from .onnx_neurons import INITIAL_MEMBRANE, steps_of
 from .onnx_windows import CHANNEL, X, Y, padded, shifted
@@ -187,7 +187,7 @@ class MatmulForm:
         graph, made, source = self.graph, numbered(name, step), self._numbers(synapse.source, step)
         if synapse.source != INPUT:
             source = graph.once("Transpose", f"{source}/channels_first", source, perm=TO_CHANNELS_FIRST)
-        operands = [float_weight(graph, name, synapse), *self._bias(name, bias)]
+        operands = [float_weight(graph, name, synapse), *riding(graph, name, bias)]
         current = convolution(graph, f"{made}/conv", synapse, source, *operands)
         return graph.add("Transpose", f"{made}/last", current, perm=TO_CHANNELS_LAST)
 
@@ -205,14 +205,11 @@ class MatmulForm:
                 graph.constant(f"{name}/unit.{place}", (digits.unit * BASE**place).astype(np.float32)),
                 self._zero(),
                 "",
-                *(self._bias(name, bias) if place == 0 else ()),
+                *(riding(graph, name, bias) if place == 0 else ()),
             ]
             product = graph.add("MatMulIntegerToFloat", f"{made}/product.{place}", seen, *operands, domain=MICROSOFT)
             total = graph.add("Add", f"{made}/sum.{place}", total, product) if total else product
         return total
-
-    def _bias(self, name: str, bias: np.ndarray | None) -> list[str]:
-        return [] if bias is None else [self.graph.constant(f"{name}/b", bias.reshape(-1).astype(np.float32))]
 
     def _shape(self, synapse: Synapse) -> Shape:
         """`[channel, y, x]` of a current."""

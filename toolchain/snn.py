@@ -37,10 +37,9 @@ class Synapse:
     def is_identity(self) -> bool:
         return self.weight.ndim == 0
 
-    def integers(self) -> np.ndarray:
-        """int8 `[out, in / groups, kernel y, kernel x]`: the weights in their units."""
-        assert self.unit is not None, "weights that are not int8 have no unit"
-        return np.round(self.weight / self.unit.reshape(-1, 1, 1, 1)).astype(np.int8)
+    def in_units(self, unit: np.ndarray) -> np.ndarray:
+        """float64 `[out, in / groups, kernel y, kernel x]`: the whole numbers that the weights are of units `[out]`."""
+        return np.round(self.weight / unit.reshape(-1, 1, 1, 1))
 
     def times(self, factor: np.ndarray) -> Synapse:
         """Scale the current, by one factor or by one per output channel `[out]`."""

@@ -68,6 +68,11 @@ class Asked:
         return [(path,) for path in self.networks] if self.against is None else [(*self.networks, self.against)]
 
     @property
+    def paths(self) -> list[Path]:
+        """All of them, in the order in which they are measured."""
+        return [path for group in self.groups for path in group]
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
         """Numbers of the networks that are compared, in the order in which they are measured."""
         last = len(self.networks)
@@ -79,8 +84,7 @@ def bench(asked: Asked, found: list[Measured], track: Track) -> None:
 
     Raises: DynamicConfidenceError for what cannot be read or opened, CheckFailed when an engine fails.
     """
-    paths = [path for group in asked.groups for path in group]
-    subjects, count = read_subjects(paths, asked.data, asked.images, MOST, track), asked.images
+    subjects, count = read_subjects(asked.paths, asked.data, asked.images, MOST, track), asked.images
     for group in asked.groups:
         with ExitStack() as stack:
             engines = []

@@ -92,9 +92,8 @@ def main(
     from .write_up import record_of
 
     asked = Asked(networks, data, against, images, rounds, seconds, batch, engine_kind)
-    paths = [path for group in asked.groups for path in group]
-    _check_places([path for path in (output, report) if path is not None], [*paths, data])
-    machine = described(on_gpu=any(runs_on_gpu(path, engine_kind) for path in paths))
+    _check_places([path for path in (output, report) if path is not None], [*asked.paths, data])
+    machine = described(on_gpu=any(runs_on_gpu(path, engine_kind) for path in asked.paths))
     command = shlex.join(["dc-bench", *sys.argv[1:]])
     found: list[Measured] = []
     stopped: str | None = None

@@ -110,13 +110,7 @@ class Overhead(RecordPart, frozen=True):
     """The α-scaled softmax of a step on the host, alone: the paper's section 6.5. Graphs compute it inside."""
 
     def __post_init__(self) -> None:
-        require_alike(
-            loop_us=self.loop_us,
-            bare_us=self.bare_us,
-            loop_once_us=self.loop_once_us,
-            bare_once_us=self.bare_once_us,
-            confidence_us=self.confidence_us,
-        )
+        require_alike(**msgspec.structs.asdict(self))
 
 
 class Throughput(RecordPart, frozen=True):

@@ -166,13 +166,18 @@ class HostCost(NamedTuple):
     confidence_share: float
 
 
+def added_us(loop: Sequence[float], bare: Sequence[float]) -> float:
+    """The median of what the stepping loop takes more than the bare one, inference by inference."""
+    return float(np.median(np.subtract(loop, bare)))
+
+
 def host_cost(run: Run) -> HostCost | None:
     """Sum up what the host adds to the steps of a run; None where that was not measured."""
     overhead = run.overhead
     if overhead is None:
         return None
     step_us = 1e3 * run.step_ms[-1] / run.network.steps
-    loop_us = float(np.median(np.subtract(overhead.loop_us, overhead.bare_us)))
-    once_us = float(np.median(np.subtract(overhead.loop_once_us, overhead.bare_once_us)))
+    loop_us = added_us(overhead.loop_us, overhead.bare_us)
+    once_us = added_us(overhead.loop_once_us, overhead.bare_once_us)
     confidence_us = float(np.median(overhead.confidence_us))
     return HostCost(loop_us, loop_us / step_us, once_us, once_us / step_us, confidence_us, confidence_us / step_us)

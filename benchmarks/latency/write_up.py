@@ -23,8 +23,7 @@ def record_of(
         return None
     runs = [run_of(one, stopped) for one in sampled]
     images = sampled[0].subject.images
-    asked_for = [path.name for group in asked.groups for path in group]
-    nothing_of = [f"nothing was measured of {name}" for name in asked_for[len(sampled) :]]
+    nothing_of = [f"nothing was measured of {path.name}" for path in asked.paths[len(sampled) :]]
     return LatencyRecord(
         version=VERSION,
         complete=stopped is None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..latency.statistics import added_us
 from .eager import NAME as REFERENCE
 from .floor import floor_ms, rates
 from .quantised import NAME as QUANTISED
@@ -77,13 +78,13 @@ def limit_rates(cell: dict[str, Any]) -> dict[str, float]:
 def loop_us(cell: dict[str, Any]) -> float:
     """Microseconds per time step that the stepping loop adds, between the calls, to one that only calls the engine."""
     loop = cell["stepping_loop"]
-    return float(np.median(np.subtract(loop["loop_us"], loop["bare_us"])))
+    return added_us(loop["loop_us"], loop["bare_us"])
 
 
 def once_us(cell: dict[str, Any]) -> float:
     """Microseconds per inference that it adds before the first call and after the last."""
     loop = cell["stepping_loop"]
-    return float(np.median(np.subtract(loop["loop_once_us"], loop["bare_once_us"])))
+    return added_us(loop["loop_once_us"], loop["bare_once_us"])
 
 
 def best(rows: Sequence[Row], *beginnings: str) -> Row | None:

@@ -156,8 +156,8 @@ def test_cautions():
     assert "Fix the clock, keep the process to some cores with `taskset`, or measure longer." in free[1]
     (early,) = cautions(latency_record(run_of([[1.0, 1.0, 4.0, 4.0]] * 4, [[4.0] * 4] * 4)))
     assert early.endswith(
-        "37.5 % of the milliseconds. The steps that are saved cost more than the others, or the mac"
-        "hine was not steady: measure longer."
+        "37.5 % of the milliseconds. The steps that are saved cost more than the others, or the machine was not "
+        "steady: measure longer."
     )
     silent = msgspec.structs.replace(MACHINE, load_per_core=None)
     assert cautions(latency_record(run_of(FAST, SLOW), machine=silent)) == []

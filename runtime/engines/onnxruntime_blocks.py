@@ -102,7 +102,8 @@ def _works(onnxruntime: Any, block: int) -> bool:
         ("", "Conv", ["x", "stem", "bias"], "a", sides),
         ("", "Conv", ["a", "wide", "bias"], "b", sides),
         ("", "Add", ["a", "b"], "c", {}),
-        ("", "Conv", ["c", "deep"], "d", depthwise),
+        ("", "Conv", ["c", "deep"], "c.deep", depthwise),
+        ("", "Add", ["c.deep", "c"], "d", {}),
         ("", "AveragePool", ["d"], "e", pool),
         ("", "Conv", ["e", "wide"], "f", last),
         ("", "Conv", ["e", "wide", "bias"], "g", last),
@@ -115,7 +116,7 @@ def _works(onnxruntime: Any, block: int) -> bool:
     blocked = [
         (BLOCKS, "Conv", ["x", "stem", "bias"], "a", sides),
         (BLOCKS, "Conv", ["a", "wide", "bias", "a"], "c", sides),
-        (BLOCKS, "Conv", ["c", "deep"], "d", depthwise),
+        (BLOCKS, "Conv", ["c", "deep", "", "c"], "d", depthwise),
         (BLOCKS, "AveragePool", ["d"], "e", pool),
         (BLOCKS, "ReorderOutput", ["e"], "e.plain", {"channels": channels}),
         (FUSED, "FusedConv", ["e.plain", "wide.plain"], "f", last),

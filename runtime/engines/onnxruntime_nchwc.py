@@ -112,17 +112,35 @@ class _Rewriting(Values):
         self.values[node.output[0]] = self.per_step(node.output[0], values, make)
 
     def _multiply(self, node: onnx.NodeProto) -> None:
-        """Also a gate times a bias, which is left to the sum that it is a part of."""
-        names = [name for name in node.input if name in self.constants and self.constants[name].size > 1]
-        others = [name for name in node.input if name not in names]
-        if len(names) != 1 or len(others) != 1 or others[0] in self.values or others[0] in self.images:
+        """Also a gate times a bias, which is left to the sum that it is a part of, and spikes times their gain."""
+        constants = [name for name in node.input if name in self.constants]
+        others = [name for name in node.input if name not in constants]
+        if len(constants) != 1 or len(others) != 1:
             return self._elementwise(node)
-        (values,), (gate,), name = self.constants[names[0]], others, node.output[0]
+        factor, (other,), name = self.constants[constants[0]], others, node.output[0]
+        if factor.size == 1 and other in self.values and self.graph.blocked(shape_of(self.values[other])):
+            return self._gain(name, other, factor.item())
+        if factor.size == 1 or other in self.values or other in self.images:
+            return self._elementwise(node)
+        (values,) = factor
         if values.shape[1:] == (1, 1):
-            self.biases[name] = Gated(values.reshape(-1), gate)
+            self.biases[name] = Gated(values.reshape(-1), other)
             return None
         every = self.graph.map(f"{name}/map", values, values.shape)
-        return self.define(name, Sum(values.shape, (self.graph.emit("Mul", name, every, gate),)))
+        return self.define(name, Sum(values.shape, (self.graph.emit("Mul", name, every, other),)))
+
+    def _gain(self, name: str, spikes: str, gain: float) -> None:
+        """A convolution of one weight for each channel: it multiplies, and adds itself to a sum, in one pass."""
+        source = self.value(spikes)
+        shape = shape_of(source)
+        weight = np.full((shape[0], 1, 1, 1), gain, np.float32)
+        blocks = self.graph.constant(f"{name}/blocks", weight_in_blocks(weight, self.graph.block, planes=True))
+        attributes = {"group": shape[0], "kernel_shape": [1, 1]}
+
+        def make(_: str, parts: list[Sum]) -> Sum:
+            return Sum(shape, convolutions=(Convolution(self.tensor(parts[0]), blocks, None, attributes),))
+
+        self.define(name, self.per_step(name, [source], make))
 
     def _floor(self, node: onnx.NodeProto) -> None:
         """Also what follows it in a neuron."""

@@ -91,7 +91,7 @@ def read_record(path: Path, kind: Any, title: str, again: str) -> Any:
             raise DynamicConfidenceError(f"{path}: is empty, expected {title}. {again}")
         return decode_whole(content, kind)
     except OSError as error:
-        raise DynamicConfidenceError(f"{path}: cannot be read ({error}). {again}") from error
+        raise DynamicConfidenceError(f"{path}: cannot be read ({error.strerror}). {again}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DynamicConfidenceError(f"{path}: not {title} ({error}). {again}") from error
 

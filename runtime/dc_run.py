@@ -70,7 +70,7 @@ def main(
     from .engine import ENGINES, open_engine
     from .errors import DynamicConfidenceError
     from .exit_policy import policy_from_manifest
-    from .report import print_json, print_table
+    from .report import other_tuning, print_json, print_table
     from .run import records, useful_batch
 
     if engine_path is None:
@@ -78,6 +78,8 @@ def main(
         raise DynamicConfidenceError(f"which network? Name it with --engine {network}.")
     with open_engine(engine_path, batch=useful_batch(inputs, batch, frames=frames), **engine_kind) as engine:
         policy = policy_from_manifest(engine.manifest, threshold=threshold, max_steps=steps, deadline_ms=deadline_ms)
+        if note := other_tuning(engine.manifest, engine.backend, engine_kind["threads"]):
+            click.echo(note, err=True)
         answered = records(engine, inputs, policy, frames=frames)
         failed = print_json(answered) if as_json else print_table(answered, engine, policy, rows)
     if failed:

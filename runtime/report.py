@@ -11,7 +11,9 @@ import click
 from .cli import progress
 from .engine import Engine
 from .exit_policy import ExitPolicy
+from .manifest import Manifest
 from .run import Record
+from .stepping import usual_calls
 
 
 def print_json(records: Iterable[Record]) -> int:
@@ -55,7 +57,7 @@ def print_table(records: Iterable[Record], engine: Engine, policy: ExitPolicy, r
         if len(answered) > rows:
             say(f"… and {len(answered) - rows} more (--rows {len(answered)} or --json shows them)")
     if answered:
-        say(f"{_summary(answered, policy, seconds)}, on {engine.backend}")
+        say(f"{_summary(answered, policy, seconds)}, on {engine.backend}{_calls(engine.manifest)}")
     late = [record["ms"] for record in answered if record.get("late")]
     if late:
         say(
@@ -74,6 +76,29 @@ def print_table(records: Iterable[Record], engine: Engine, policy: ExitPolicy, r
 def _printable(text: str) -> str:
     """Escape the bytes of a path that are no UTF-8 (`\\udcff`, which JSON reads back as they were)."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def other_tuning(manifest: Manifest, backend: str, threads: int | None) -> str | None:
+    """Say so where a schedule was tuned for another engine, or another number of threads (None: its choice)."""
+    tuned = manifest.schedule
+    if tuned is None or (tuned.engine, tuned.threads) == (backend, threads):
+        return None
+    return (
+        f"The schedule was tuned on {tuned.engine}{_on(tuned.threads)}, and this is {backend}{_on(threads)}: the "
+        "answers are the same, but another schedule may be faster (`dc-tune`)."
+    )
+
+
+def _on(threads: int | None) -> str:
+    return ", threads of its choice" if threads is None else f", {threads} thread{'s' * (threads > 1)}"
+
+
+def _calls(manifest: Manifest) -> str:
+    """How many time steps its calls take, unless each takes one."""
+    first, *others = usual_calls(manifest)
+    if others:
+        return f", in calls of {', '.join(map(str, (first, *others)))} steps, as tuned"
+    return f", {first} steps per call" if first > 1 else ""
 
 
 def _summary(answered: list[Record], policy: ExitPolicy, seconds: float) -> str:

@@ -37,8 +37,13 @@ class Answers(NamedTuple):
     """What a batch of inputs was answered."""
 
     rows: list[Answer]
-    call_ends_ms: list[float]
-    """When each call of the batch was done."""
+    times_s: list[float]
+    """By `time.perf_counter`: the start, and the end of each call of the batch."""
+
+    @property
+    def call_ends_ms(self) -> list[float]:
+        """`[call]`: milliseconds from the start."""
+        return [(end - self.times_s[0]) * 1e3 for end in self.times_s[1:]]
 
     @property
     def label(self) -> np.ndarray:
@@ -89,21 +94,22 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
     Source: Dynamic Confidence, section 5 (eq. 1-2); deadline and quiescence: docs/contract.md.
     """
     check_pixels(engine, pixels)
-    started = time.perf_counter()
+    # Looked up once: after an engine's call the caches are cold, and each look-up costs a step about a microsecond.
+    step_engine, clock = engine.step, time.perf_counter
+    times = [clock()]
     manifest, count, moving = engine.manifest, pixels.shape[-4], pixels.ndim == 5
     sizes, final = _sizes(engine, pixels, calls), _final_step(engine, pixels, policy)
     costs = {} if policy.deadline_ms is None else _call_costs(manifest)
     usual, limit, calm_until = manifest.steps_per_call, policy.limit, _calm_until(policy, final)
     quiet_after = final if policy.quiet_after is None else policy.quiet_after
     answers: dict[int, Answer] = {}
-    running, run, ends, spent = range(count), None, [], 0.0
+    running, run, spent, alone = range(count), None, 0.0, engine.batch == 1
     engine.reset(policy.scale)
     new, done, call, last_call = call_input(pixels, 0, engine), 0, 0, len(sizes) - 1
     while running:
         size, first = sizes[call], done
-        output = engine.step(new) if size == usual else engine.step(new, size)
-        now = (time.perf_counter() - started) * 1e3
-        ends.append(now)
+        output = step_engine(new) if size == usual else step_engine(new, size)
+        times.append(clock())
         done += size
         if call < last_call:
             call += 1
@@ -111,10 +117,10 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
         new = call_input(pixels, done, engine) if moving else None
         if done <= calm_until:
             some = output.confidence
-            largest = some.item() if some.size == 1 else max(some.ravel().tolist())
+            largest = some.item() if alone and size == 1 else max(some.ravel().tolist())
             if largest <= limit and (done <= quiet_after or _one_spiked(output)):
                 continue
-        late = False
+        late, now = False, (times[-1] - times[0]) * 1e3
         if policy.deadline_ms is not None:
             # The next call is expected to take as long as those done, for what it costs.
             spent += costs[size]
@@ -132,7 +138,7 @@ def infer(engine: Engine, pixels: np.ndarray, policy: ExitPolicy, *, calls: Sequ
                     answers[row] = answer_at(output, k, row, found[k][row], step, now, reason)
                     break
         running = [row for row in running if row not in answers]
-    return Answers([answers[row] for row in range(count)], ends)
+    return Answers([answers[row] for row in range(count)], times)
 
 
 def _calm_until(policy: ExitPolicy, final: int) -> int:
@@ -155,13 +161,18 @@ def answer_at(output: StepOutput, k: int, row: int, score: float, steps: int, ms
     return Answer(label, confidence, score, steps, ms, reason, output.logits[k, row].copy())
 
 
+def usual_calls(manifest: Manifest) -> tuple[int, ...]:
+    """The steps of one call after another, the last repeated, where nobody asks for others and the image is still."""
+    return (manifest.steps_per_call,) if manifest.schedule is None else manifest.schedule.calls
+
+
 def _sizes(engine: Engine, pixels: np.ndarray, asked: Sequence[int] | None) -> Sequence[int]:
     """The steps of one call after another; the last is repeated."""
     manifest = engine.manifest
     if pixels.ndim == 5:
         return (manifest.steps_per_call,)
     if asked is None:
-        return (manifest.steps_per_call,) if manifest.schedule is None else manifest.schedule.calls
+        return usual_calls(manifest)
     if not asked:
         raise DynamicConfidenceError("calls (): expected the steps of at least one call.")
     for steps in asked:

@@ -66,5 +66,6 @@ def _rows(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _short(items: list[Any]) -> str:
-    shown = ", ".join(str(item) for item in items[:LONG])
+    texts = (": ".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item) for item in items[:LONG])
+    shown = ", ".join(texts)
     return f"{shown}, … ({len(items)})" if len(items) > LONG else shown

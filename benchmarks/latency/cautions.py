@@ -25,6 +25,13 @@ def cautions(record: LatencyRecord) -> list[str]:
             f"The machine was busy ({load:.0%} of all cores): these are not the times of an idle one. Measure again "
             "when nothing else runs."
         )
+    # A plan runs on TensorRT and nothing else: whoever compares it knows.
+    engines = dict.fromkeys(run.backend.split(",")[0] for run in record.runs if run.file.endswith(".onnx"))
+    if len(engines) > 1:
+        found.append(
+            f"The .onnx files ran on different engines ({', '.join(engines)}), so what differs may be the engine. Name "
+            "one with --backend."
+        )
     for run in record.runs:
         found += _of_run(run, pinned=bool(record.machine.pinned_to))
     return found

@@ -15,7 +15,7 @@ from ...runtime.confidence import max_softmax
 from ...runtime.engine import Engine, StepOutput
 from ...runtime.exit_policy import policy_from_manifest
 from ...runtime.manifest import Manifest
-from ...runtime.stepping import call_input, infer
+from ...runtime.stepping import call_input, infer, usual_calls
 from .record import Overhead
 
 
@@ -55,7 +55,7 @@ def overhead(engine: Engine, pixels: np.ndarray, inferences: int) -> Overhead:
 
 def _calls(manifest: Manifest) -> list[int | None]:
     """The steps of each call that `infer` makes for all of them; None: the usual number."""
-    sizes = (manifest.steps_per_call,) if manifest.schedule is None else manifest.schedule.calls
+    sizes = usual_calls(manifest)
     calls: list[int | None] = []
     done = 0
     while done < manifest.max_steps:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...runtime.exit_policy import ExitPolicy
 from ...runtime.manifest import Manifest
+from ...runtime.stepping import usual_calls
 from .bench import Asked
 from .measure import WARM_UP_S, Measured
 from .record import VERSION, Data, LatencyRecord, Machine, Network, Run, Series
@@ -70,14 +71,13 @@ def run_of(one: Measured, stopped: str | None) -> Run:
 def network_of(manifest: Manifest, policy: ExitPolicy) -> Network:
     """What the file says about itself."""
     calibration = manifest.calibration
-    schedule = manifest.schedule
     return Network(
         architecture=manifest.provenance.architecture,
         method=manifest.method.name,
         steps=manifest.max_steps,
         precision=manifest.numerics.precision,
         form=manifest.numerics.form,
-        calls=[manifest.steps_per_call] if schedule is None else list(schedule.calls),
+        calls=list(usual_calls(manifest)),
         graph_sha256=manifest.provenance.graph_sha256,
         threshold=policy.threshold,
         metric=policy.metric,

@@ -133,6 +133,16 @@ def test_nothing_to_caution_against():
     assert cautions(latency_record(run_of(FAST, SLOW))) == []
 
 
+def test_engines_that_differ_are_named():
+    backends = {"conv.onnx": "ONNX Runtime 1.31.1, CPU, NCHW16c", "matmul.onnx": "ONNX Runtime 1.31.1, CPU"}
+    runs = [run_of(FAST, SLOW, file=file, backend=backend) for file, backend in backends.items()]
+    plan = run_of(FAST, SLOW, file="net.plan", backend="TensorRT 11.3.0")
+    assert cautions(latency_record(*runs, plan)) == []
+    other = run_of(FAST, SLOW, file="other.onnx", backend="OpenVINO 2026.4.1, CPU")
+    (caution,) = cautions(latency_record(*runs, other))
+    assert caution.startswith("The .onnx files ran on different engines (ONNX Runtime 1.31.1, OpenVINO 2026.4.1), so")
+
+
 def test_cautions():
     shaken = [[4.0, 4.0, 4.0, 4.0], [4.0, 6.0, 4.0, 2.0], [4.0] * 4]
     network = latency_run(steps=4).network

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from dynamic_confidence.runtime.manifest import Schedule
 from dynamic_confidence.runtime.network_file import read_manifest
+from dynamic_confidence.runtime.onnx_file import write_schedule
 from dynamic_confidence.toolchain.dc_inspect import main
 
 
@@ -30,6 +32,15 @@ def test_an_exported_network(exported: Callable[..., Path]) -> None:
     table = run(network).stdout
     for text in ("method.name", "qffs", "calibration.threshold", "numerics.exact", "v_in.activation1", "… ("):
         assert text in table
+
+
+def test_a_schedule(exported: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(exported(more_steps_per_call=(2,)).read_bytes())
+    write_schedule(path, Schedule((2, 1), ((1, 1.0), (2, 1.5)), "ONNX Runtime", 1, 2.5, 2.25))
+    rows = [" ".join(line.split()) for line in run(path).stdout.splitlines()]
+    assert "schedule.calls 2, 1" in rows
+    assert "schedule.cost_ms 1: 1.0, 2: 1.5" in rows
 
 
 def test_a_checkpoint(model_file: Path) -> None:

@@ -22,8 +22,8 @@ from dynamic_confidence.runtime.dc_run import main
 from dynamic_confidence.runtime.engine import EngineOptions, open_engine
 from dynamic_confidence.runtime.errors import DynamicConfidenceError
 from dynamic_confidence.runtime.exit_policy import policy_from_manifest
-from dynamic_confidence.runtime.manifest import METADATA_KEY
-from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, read_onnx, write_calibration
+from dynamic_confidence.runtime.manifest import METADATA_KEY, Schedule
+from dynamic_confidence.runtime.onnx_file import bytes_with_manifest, read_onnx, write_calibration, write_schedule
 from dynamic_confidence.runtime.stepping import infer
 
 CLASSES = ("zero", "one", "two", "three")
@@ -101,8 +101,26 @@ def test_table_and_summary(network: Path, images: Path):
     assert f"accuracy {100 * np.mean(judged):.2f} % of 8" in " ".join(result.stdout.split())
     for column in ("input", "answer", "confidence", "steps", "ms", "exit"):
         assert column in result.stdout
-    assert f", on ONNX Runtime {onnxruntime.__version__}, CPU\n" in result.stdout
+    assert f", on ONNX Runtime {onnxruntime.__version__}, CPU\n" in result.stdout  # and one step per call
     assert "is not calibrated" not in result.stdout
+
+
+def test_the_summary_says_how_many_steps_a_call_takes(exported: Callable[..., Path], images: Path):
+    assert "CPU, 4 steps per call\n" in run("--engine", exported(steps_per_call=4), images).stdout
+
+
+def test_a_schedule_is_named_and_so_is_another_tuning(exported: Callable[..., Path], images: Path, tmp_path: Path):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(exported(more_steps_per_call=(2, 4)).read_bytes())
+    here = f"ONNX Runtime {onnxruntime.__version__}, CPU"
+    write_schedule(path, Schedule((4, 1), ((1, 1.0), (2, 1.5), (4, 2.0)), here, 1, 2.5, 2.25))
+    same = run("--engine", path, images, "--threads", 1)
+    assert f", on {here}, in calls of 4, 1 steps, as tuned\n" in same.stdout
+    assert same.stderr == ""
+    other = run("--engine", path, images, "--threads", 2, "--json")
+    assert other.stderr.startswith(f"The schedule was tuned on {here}, 1 thread, and this is {here}, 2 threads: ")
+    assert len(answered(other)) == 10
+    assert f"and this is {here}, threads of its choice: " in run("--engine", path, images).stderr
 
 
 def test_a_provider_that_is_not_there(network: Path, images: Path, monkeypatch: pytest.MonkeyPatch):

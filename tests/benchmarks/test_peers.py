@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -505,6 +507,26 @@ def test_the_command_measures_goes_on_and_writes_the_table(small: list[str], tmp
     record.write_text(json.dumps(whole))
     result = run("--quick", "-o", record)
     assert "was measured with processor another one, now it is" in result.stderr
+
+
+def test_several_are_measured_in_processes_of_their_own(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record, codes, commands = tmp_path / "peers.json", iter((0, 0, 3)), []
+
+    def started(words: list[str], check: bool) -> SimpleNamespace:
+        commands.append(words)
+        return SimpleNamespace(returncode=next(codes))
+
+    monkeypatch.setattr(command, "subprocess", SimpleNamespace(run=started))
+    result = run("--quick", "--seconds", 5, "-o", record)
+    assert result.exit_code == 0, result.output
+    for words, name in zip(commands, ("tiny/qcfs", "tiny/qffs"), strict=True):
+        options = f"-m {command.MODULE} --only {name} --threads 1 --seconds 5.0 --quick -o {record}".split()
+        assert words == [sys.executable, *options]
+    assert not small
+    assert run("-o", record).exit_code == 3
+    assert len(commands) == 3  # the second one is not begun
 
 
 def test_ours_must_be_equal(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import click
 
 from .cli import progress
 from .engine import Engine
 from .exit_policy import ExitPolicy
-from .manifest import Manifest
+from .manifest import Schedule
 from .run import Record
-from .stepping import usual_calls
 
 
 def print_json(records: Iterable[Record]) -> int:
@@ -25,8 +24,11 @@ def print_json(records: Iterable[Record]) -> int:
     return failed
 
 
-def print_table(records: Iterable[Record], engine: Engine, policy: ExitPolicy, rows: int) -> int:
-    """Print the first `rows` answers, every failure, and a summary; return how many inputs failed."""
+def print_table(records: Iterable[Record], engine: Engine, policy: ExitPolicy, rows: int, calls: Sequence[int]) -> int:
+    """Print the first `rows` answers, every failure, and a summary; return how many inputs failed.
+
+    `calls`: the time steps of one call after another, the last repeated.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -57,7 +59,7 @@ def print_table(records: Iterable[Record], engine: Engine, policy: ExitPolicy, r
         if len(answered) > rows:
             say(f"… and {len(answered) - rows} more (--rows {len(answered)} or --json shows them)")
     if answered:
-        say(f"{_summary(answered, policy, seconds)}, on {engine.backend}{_calls(engine.manifest)}")
+        say(f"{_summary(answered, policy, seconds)}, on {engine.backend}{_taken(calls)}")
     late = [record["ms"] for record in answered if record.get("late")]
     if late:
         say(
@@ -78,9 +80,8 @@ def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def other_tuning(manifest: Manifest, backend: str, threads: int | None) -> str | None:
+def other_tuning(tuned: Schedule | None, backend: str, threads: int | None) -> str | None:
     """Say so where a schedule was tuned for another engine, or another number of threads (None: its choice)."""
-    tuned = manifest.schedule
     if tuned is None or (tuned.engine, tuned.threads) == (backend, threads):
         return None
     return (
@@ -93,12 +94,12 @@ def _on(threads: int | None) -> str:
     return ", threads of its choice" if threads is None else f", {threads} thread{'s' * (threads > 1)}"
 
 
-def _calls(manifest: Manifest) -> str:
-    """How many time steps its calls take, unless each takes one."""
-    first, *others = usual_calls(manifest)
-    if others:
-        return f", in calls of {', '.join(map(str, (first, *others)))} steps, as tuned"
-    return f", {first} steps per call" if first > 1 else ""
+def _taken(calls: Sequence[int]) -> str:
+    """How many time steps the calls take, unless each takes one."""
+    *first, last = calls
+    if first:
+        return f", in calls of {', '.join(map(str, first))} and then {last} time steps, as tuned"
+    return f", {last} steps per call" if last > 1 else ""
 
 
 def _summary(answered: list[Record], policy: ExitPolicy, seconds: float) -> str:

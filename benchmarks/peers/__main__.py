@@ -82,9 +82,21 @@ def _measure(only: tuple[str, ...], threads: int, seconds: float, quick: bool, c
         _say(f"{number} of {len(missing)}", name)
         options = ["--only", name, "--threads", str(threads), "--seconds", str(seconds), *["--quick"] * quick]
         command = [sys.executable, "-m", MODULE, *options, "-o", str(output)]
-        done = subprocess.run(command, check=False)
-        if done.returncode:  # it has said why
-            raise SystemExit(done.returncode)
+        code = _run(command)
+        if code < 0:
+            raise DynamicConfidenceError(f"{name}: its process was ended by signal {-code}: is there enough memory?")
+        if code:  # it has said why
+            raise SystemExit(code)
+
+
+def _run(command: list[str]) -> int:
+    """Run to the end and return the exit code; what stops us stops it, too, and waits until it has cleaned up."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            raise
 
 
 def _measure_one(name: str, seconds: float, results: dict[str, Any], output: Path) -> None:
@@ -105,7 +117,7 @@ def _measure_one(name: str, seconds: float, results: dict[str, Any], output: Pat
         one = setting(network, NETWORKS[network](), method, threads=threads)
         cell = measured(one, Path(folder), seconds, quick=quick, told=lambda text: _say(name, text))
     cells = {**results["cells"], name: cell}
-    results["cells"] = {choice: cells[choice] for choice in CHOICES if choice in cells}
+    results["cells"] = {choice: cells[choice] for choice in CHOICES if choice in cells} | cells
     write_study(output, STUDY, results)
 
 

@@ -90,12 +90,14 @@ def _works(onnxruntime: Any, block: int) -> bool:
     decided.
     """
     generator, channels = np.random.default_rng(0), 2 * block
-    shapes = {"stem": (channels, 3, 3, 3), "wide": (channels, channels, 3, 3), "deep": (channels, 1, 3, 3)}
+    shapes = {"stem": (channels, 3, 3, 3), "wide": (channels, channels, 3, 3)}
+    shapes |= {"deep": (channels, 1, 3, 3), "gain": (channels, 1, 1, 1)}
     weights = {name: generator.integers(-1, 2, shape).astype(np.float32) for name, shape in shapes.items()}
     bias = {"bias": generator.integers(-1, 2, channels).astype(np.float32)}
     image = {"x": generator.integers(0, 4, (2, 3, 5, 7)).astype(np.float32)}
     sides = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
     last, depthwise = {**sides, "strides": [2, 2]}, {**sides, "group": channels}
+    gain = {"kernel_shape": [1, 1], "group": channels}
     pool = {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}
     limits = {"zero": np.zeros((), np.float32), "one": np.ones((), np.float32)}
     plain = [
@@ -103,7 +105,8 @@ def _works(onnxruntime: Any, block: int) -> bool:
         ("", "Conv", ["a", "wide", "bias"], "b", sides),
         ("", "Add", ["a", "b"], "c", {}),
         ("", "Conv", ["c", "deep"], "c.deep", depthwise),
-        ("", "Add", ["c.deep", "c"], "d", {}),
+        ("", "Conv", ["c", "gain"], "c.gain", gain),
+        ("", "Add", ["c.deep", "c.gain"], "d", {}),
         ("", "AveragePool", ["d"], "e", pool),
         ("", "Conv", ["e", "wide"], "f", last),
         ("", "Conv", ["e", "wide", "bias"], "g", last),
@@ -116,7 +119,8 @@ def _works(onnxruntime: Any, block: int) -> bool:
     blocked = [
         (BLOCKS, "Conv", ["x", "stem", "bias"], "a", sides),
         (BLOCKS, "Conv", ["a", "wide", "bias", "a"], "c", sides),
-        (BLOCKS, "Conv", ["c", "deep", "", "c"], "d", depthwise),
+        (BLOCKS, "Conv", ["c", "deep"], "c.deep", depthwise),
+        (BLOCKS, "Conv", ["c", "gain", "", "c.deep"], "d", gain),
         (BLOCKS, "AveragePool", ["d"], "e", pool),
         (BLOCKS, "ReorderOutput", ["e"], "e.plain", {"channels": channels}),
         (FUSED, "FusedConv", ["e.plain", "wide.plain"], "f", last),

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -512,13 +511,13 @@ def test_the_command_measures_goes_on_and_writes_the_table(small: list[str], tmp
 def test_several_are_measured_in_processes_of_their_own(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    record, codes, commands = tmp_path / "peers.json", iter((0, 0, 3)), []
+    record, codes, commands = tmp_path / "peers.json", iter((0, 0, 3, -9)), []
 
-    def started(words: list[str], check: bool) -> SimpleNamespace:
+    def started(words: list[str]) -> int:
         commands.append(words)
-        return SimpleNamespace(returncode=next(codes))
+        return next(codes)
 
-    monkeypatch.setattr(command, "subprocess", SimpleNamespace(run=started))
+    monkeypatch.setattr(command, "_run", started)
     result = run("--quick", "--seconds", 5, "-o", record)
     assert result.exit_code == 0, result.output
     for words, name in zip(commands, ("tiny/qcfs", "tiny/qffs"), strict=True):
@@ -527,6 +526,10 @@ def test_several_are_measured_in_processes_of_their_own(
     assert not small
     assert run("-o", record).exit_code == 3
     assert len(commands) == 3  # the second one is not begun
+    killed = run("-o", record)
+    assert killed.exit_code == 2
+    assert "tiny/qcfs: its process was ended by signal 9" in killed.stderr
+    assert len(commands) == 4
 
 
 def test_ours_must_be_equal(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -115,12 +115,15 @@ def test_a_schedule_is_named_and_so_is_another_tuning(exported: Callable[..., Pa
     here = f"ONNX Runtime {onnxruntime.__version__}, CPU"
     write_schedule(path, Schedule((4, 1), ((1, 1.0), (2, 1.5), (4, 2.0)), here, 1, 2.5, 2.25))
     same = run("--engine", path, images, "--threads", 1)
-    assert f", on {here}, in calls of 4, 1 steps, as tuned\n" in same.stdout
+    assert f", on {here}, in calls of 4 and then 1 time steps, as tuned\n" in same.stdout
     assert same.stderr == ""
     other = run("--engine", path, images, "--threads", 2, "--json")
     assert other.stderr.startswith(f"The schedule was tuned on {here}, 1 thread, and this is {here}, 2 threads: ")
     assert len(answered(other)) == 10
     assert f"and this is {here}, threads of its choice: " in run("--engine", path, images).stderr
+    together = run("--engine", path, images, "--batch", 4)  # no schedule is followed
+    assert together.stderr == ""
+    assert f", on {here}\n" in together.stdout
 
 
 def test_a_provider_that_is_not_there(network: Path, images: Path, monkeypatch: pytest.MonkeyPatch):

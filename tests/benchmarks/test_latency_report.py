@@ -212,13 +212,14 @@ def test_records_of_one_machine_stand_beside_each_other():
     ]
     assert "openvino" in page.headlines[0]
     assert "events" not in page.headlines[0]  # the slower one
-    assert page.warnings == ()
+    (warning,) = page.warnings
+    assert warning.startswith("The .onnx files ran on different engines (openvino, events)")
     (pair,) = comparison.parts[1].rows  # type: ignore[union-attr]
     assert pair[0] == f"{every.rows[1][0]} over {every.rows[0][0]}"
     rounds = [sum(b) / sum(a) for a, b in zip(*(run.without_exit.ms for run in runs), strict=True)]
     assert pair[1].startswith(f"{np.median(rounds):.3f} ± ")
     assert len(page_of([record, record]).sections) == 1 + 2 * (1 + 2 + 1)
-    assert page_of([record, record]).warnings == ()
+    assert page_of([record, record]).warnings == tuple(f"Record {number}: {warning}" for number in (1, 2))
     every = page_of([record, record]).sections[0].parts[0]
     assert isinstance(every, Table)
     numbers = [row[0].split(".")[0] for row in every.rows]

@@ -70,10 +70,8 @@ def main(
     from .engine import ENGINES, open_engine
     from .errors import DynamicConfidenceError
     from .exit_policy import policy_from_manifest
-    from .network_file import read_manifest
     from .report import other_tuning, print_json, print_table
     from .run import records, useful_batch
-    from .stepping import usual_calls
 
     if engine_path is None:
         network = next((path for path in inputs if path.suffix in ENGINES), "net.onnx")
@@ -81,13 +79,10 @@ def main(
     with open_engine(engine_path, batch=useful_batch(inputs, batch, frames=frames), **engine_kind) as engine:
         manifest = engine.manifest
         policy = policy_from_manifest(manifest, threshold=threshold, max_steps=steps, deadline_ms=deadline_ms)
-        calls: tuple[int, ...] = (manifest.steps_per_call,)
-        if engine.batch == 1 and not frames:  # else no schedule is followed
-            calls = usual_calls(manifest)
-            # The file's: an engine that holds one size of call has none.
-            note = other_tuning(read_manifest(engine_path).schedule, engine.backend, engine_kind["threads"])
-            if note is not None:
-                click.echo(note, err=True)
+        schedule = None if frames else manifest.schedule  # frames follow none
+        calls = (manifest.steps_per_call,) if schedule is None else schedule.calls
+        if note := other_tuning(schedule, engine.backend, engine_kind["threads"]):
+            click.echo(note, err=True)
         answered = records(engine, inputs, policy, frames=frames)
         failed = print_json(answered) if as_json else print_table(answered, engine, policy, rows, calls)
     if failed:

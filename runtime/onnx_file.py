@@ -47,7 +47,8 @@ ALLOWED_OPERATORS = frozenset(
         "Sub",
         "Transpose",
         "Unsqueeze",
-        "com.microsoft.MatMulIntegerToFloat",  # in the form matmul
+        "com.microsoft.FusedMatMul",  # these two in the form matmul
+        "com.microsoft.MatMulIntegerToFloat",
     }
 )
 """All that an exported graph is made of. None of them holds a graph or a tensor, so nothing hides inside a node."""

@@ -28,7 +28,8 @@ MICROSOFT = "com.microsoft"
 TO_CHANNELS_LAST, TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 UINT8_MAX = 255
 CACHED = 2**18
-"""Bytes of what a layer or pool reads in a step; of so many, several steps fit into a core's cache (1 MiB, Zen 4)."""
+"""Bytes that a layer or pool moves in a step; of so many, several steps fit into a core's cache (1 MiB, Zen 4)."""
+FLOAT_BYTES = np.dtype(np.float32).itemsize
 
 
 @dataclass
@@ -58,29 +59,32 @@ class MatmulForm:
         return self.snn.method.name == "qffs"
 
     def by_step(self, layer: Layer) -> bool:
-        neighbourhoods = weights = 0
+        moved, weights = FLOAT_BYTES * int(np.prod(layer.shape)), 0  # the current, and the neighbourhoods it is made of
         for synapse in layer.synapses:
             if synapse.source == INPUT:
                 return False
             if not synapse.is_identity:
                 _, height, width = self._shape(synapse)
-                neighbourhoods += height * width * int(np.prod(synapse.weight.shape[1:]))
+                moved += height * width * int(np.prod(synapse.weight.shape[1:]))
                 weights += synapse.weight.size
-        return neighbourhoods > max(weights, CACHED)
+        return moved > max(weights, CACHED)
 
     def probe(self, name: str, source: str) -> None:
         spikes = self._image(source, self.graph.batched(f"{name}/z", self._spikes[source]), f"{name}/image")
         self.graph.add("Transpose", name, spikes, perm=TO_CHANNELS_FIRST)
 
     def count(self, name: str, layer: str, *, net: bool) -> str:
-        graph, spikes = self.graph, self._spikes[layer]
-        if self.cumulative and not net:  # spikes are -1, 0 and 1; ReduceL1 takes four times as long
-            spikes = [graph.add("Mul", f"{name}/squares.{step}", z, z) for step, z in enumerate(spikes)]
-        counts = [
-            graph.add("ReduceSum", f"{name}.{step}", z, graph.integers(1, 2, 3), keepdims=0)
-            for step, z in enumerate(spikes)
+        graph, spikes = self.graph, list(enumerate(self._spikes[layer]))
+        if net or not self.cumulative:
+            axes = graph.integers(1, 2, 3)
+            return graph.batched(name, [graph.add("ReduceSum", f"{name}.{i}", z, axes, keepdims=0) for i, z in spikes])
+        # The squares of -1, 0 and 1. `z z^T` as ordinary MatMul takes twenty times as long.
+        row = graph.integers(-1, 1, int(np.prod(self.snn.shape_of(layer))))
+        rows = [graph.add("Reshape", f"{name}/row.{i}", z, row) for i, z in spikes]
+        squares = [
+            graph.add("FusedMatMul", f"{name}.{i}", z, z, domain=MICROSOFT, transB=1) for i, z in enumerate(rows)
         ]
-        return graph.batched(name, counts)
+        return graph.add("Reshape", name, graph.batched(f"{name}/squares", squares), graph.integers(-1))
 
     def bias(self, layer: Layer) -> np.ndarray:
         bias = layer.bias[None].transpose(TO_CHANNELS_LAST)
@@ -138,7 +142,7 @@ class MatmulForm:
         return graph.add("Cast", f"{step}/{name}", byte, to=TensorProto.FLOAT), [byte]
 
     def pool(self, pool: Pool) -> None:
-        large = np.dtype(np.float32).itemsize * np.prod(self.snn.shape_of(pool.source)) > CACHED
+        large = FLOAT_BYTES * np.prod(self.snn.shape_of(pool.source)) > CACHED
         parts = range(self._steps) if large and self._steps > 1 else [None]
         self._pools[pool.name] = [self._pooled(pool, step) for step in parts]
 
@@ -146,7 +150,9 @@ class MatmulForm:
         """Sum over windows, first along x and then along y."""
         graph, name, total = self.graph, numbered(pool.name, step), self._numbers(pool.source, step)
         if pool.kernel == self.snn.shape_of(pool.source)[1:] and pool.padding == (0, 0):
-            return graph.add("ReduceSum", f"{name}/sum", total, graph.integers(Y, X), keepdims=1)
+            # of both axes at once it takes twelve times as long
+            along_x = graph.add("ReduceSum", f"{name}/x", total, graph.integers(X), keepdims=1)
+            return graph.add("ReduceSum", f"{name}/sum", along_x, graph.integers(Y), keepdims=1)
         total = padded(graph, f"{name}/padded", total, pool.padding, graph.scalar(0))
         for axis, kernel, stride, size in (
             (X, pool.kernel[1], pool.stride[1], pool.shape[2]),

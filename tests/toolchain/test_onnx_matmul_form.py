@@ -152,12 +152,27 @@ def test_numbers_of_spikes_that_make_no_byte_are_convolved_in_float32(levels: in
 
 @pytest.mark.parametrize("method", ["qcfs", "qffs"])
 def test_products_of_large_layers_are_made_step_by_step(method: str):
-    """Neighbourhoods of `third` and `fifth` are larger than their weights; the image comes into `second`, too."""
+    """`third`, `fifth` and the read-out move more than their weights; the image comes into `second`, too."""
     graph = written(random_snn(method, 3, seed=0), "matmul", 4, by_step=True).model.graph
     layers = [node.name.split("/")[0] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
-    assert {layer: layers.count(layer) for layer in layers} == {"second": 1, "third": 8, "fifth": 4, "readout": 1}
+    assert {layer: layers.count(layer) for layer in layers} == {"second": 1, "third": 8, "fifth": 4, "readout": 4}
     assert len({tensor.name for tensor in graph.initializer}) == len(graph.initializer)
     assert sum(tensor.name.endswith("w.int8.0") for tensor in graph.initializer) == 5
+
+
+@pytest.mark.parametrize(("channels", "products"), [(40, 1), (41, 4)])
+def test_a_large_current_of_small_neighbourhoods_is_made_step_by_step(channels: int, products: int):
+    """40 x 40 bytes are seen; with 4 bytes for each number, 41 channels are more than `CACHED` (2^18)."""
+    narrow, wide = (1, 40, 40), (channels, 40, 40)
+    layers = (
+        Layer("first", (Synapse(INPUT, np.ones((1, 1, 1, 1))),), np.zeros((1, 1, 1)), narrow, 1.0),
+        Layer("wide", (Synapse("first", np.ones((channels, 1, 1, 1))),), np.zeros((channels, 1, 1)), wide, 1.0),
+        Pool("plane", "wide", (40, 40), (1, 1), (0, 0), (channels, 1, 1)),
+    )
+    readout = Layer("readout", (Synapse("plane", np.ones((2, channels, 1, 1))),), np.zeros((2, 1, 1)), (2, 1, 1), 1.0)
+    graph = written(Snn(Method("qcfs", 1, None), narrow, layers, readout), "matmul", 4).model.graph
+    found = [node.name for node in graph.node if node.op_type == "MatMulIntegerToFloat" and "wide" in node.name]
+    assert len(found) == products
 
 
 @pytest.mark.parametrize("layers_by_step", [False, True])
@@ -168,7 +183,11 @@ def test_pools_and_layers_go_by_step_for_themselves(method: str, layers_by_step:
     expected = answers(written(snn, "conv", 4), pixels)
     with mock.patch.object(MatmulForm, "by_step", lambda form, layer: layers_by_step and layer.name == "third"):
         made = written(snn, "matmul", 4, by_step=not layers_by_step)
-    parts = [node.name for node in made.model.graph.node if node.op_type == "ReduceSum" and "plane" in node.name]
+    parts = [
+        node.name
+        for node in made.model.graph.node
+        if node.op_type == "ReduceSum" and node.name.startswith("plane") and node.name.endswith("/sum")
+    ]
     assert parts == (["plane/sum"] if layers_by_step else [f"plane.{k}/sum" for k in range(4)])
     for one, other in zip(answers(made, pixels), expected, strict=True):
         np.testing.assert_array_equal(one, other)
